@@ -1,0 +1,145 @@
+/* What one core does to one block: the kernels that the native executor is made of.
+ *
+ * No threads, no allocation, no Python here. A kernel's body is written once, in a file *.inc, and compiled once for
+ * each instruction set and dtype (isa.inc tells how); a table of function pointers per pair is what the executor sees.
+ *
+ * Shapes. A block is up to `rb` rows of a mini-batch, stored feature by feature: [feature][rb], contiguous, so that
+ * vectors run over rows. Lanes beyond the block's last row hold finite values that nobody reads.
+ */
+#ifndef FASTMB_H
+#define FASTMB_H
+
+#include <stdint.h>
+#include <string.h>
+
+enum fmb_isa { FMB_V2, FMB_V3, FMB_V4, FMB_ISAS };
+enum fmb_dtype { FMB_F32, FMB_F64 };
+
+enum fmb_activation {
+    FMB_IDENTITY, FMB_RELU, FMB_LEAKY_RELU, FMB_ELU, FMB_SELU, FMB_GELU, FMB_GELU_TANH, FMB_SILU, FMB_MISH,
+    FMB_SOFTPLUS, FMB_TANH, FMB_SIGMOID
+};
+
+enum fmb_loss { FMB_CROSS_ENTROPY, FMB_BCE_WITH_LOGITS, FMB_MSE, FMB_MAE, FMB_HUBER };
+
+enum fmb_update {
+    FMB_GRADIENT, FMB_SGD, FMB_MOMENTUM, FMB_NESTEROV, FMB_ADAM, FMB_AMSGRAD, FMB_RMSPROP, FMB_RMSPROP_MOMENTUM,
+    FMB_RMSPROP_CENTERED, FMB_RMSPROP_CENTERED_MOMENTUM, FMB_ADAGRAD
+};
+
+/* A product of tiles: C[m][v] (+)= sum over blocks, over k, of A[m][k] * B[k][v], each element one chain of fused
+ * multiply-adds in the order of k. A is read element by element, at a[m * a_m + k * a_k]; B vector by vector, at
+ * b[k * b_k + v]; block i of the sum starts at a + i * a_block and b + i * b_block. Strides are in elements. */
+typedef struct {
+    int64_t a_m, a_k, a_block;
+    int64_t b_k, b_block;
+    int64_t c_m;
+    int64_t blocks, k, k_last; /* products in a block, and in the last one */
+} fmb_gemm;
+
+/* The loss of one block. Row r of the block has output z[c * rb + r], c < n. */
+typedef struct {
+    enum fmb_loss kind;
+    int64_t n;              /* outputs */
+    int indices;            /* cross-entropy: class indices in `labels`, else rows in `target` */
+    double smoothing;       /* cross-entropy: label smoothing */
+    double delta;           /* huber */
+    const void *weight;     /* T[n]: class weights (cross-entropy) or pos_weight (bce), or NULL for ones */
+} fmb_loss_spec;
+
+/* Where a column of a user's array lies: element (row, column) is at data + row * row_stride + column * col_stride
+ * (bytes, any alignment), of type `type`: a NumPy kind character and size. */
+enum fmb_type { FMB_I1, FMB_I2, FMB_I4, FMB_I8, FMB_U1, FMB_U2, FMB_U4, FMB_U8, FMB_H, FMB_F, FMB_D };
+typedef struct {
+    const char *data;
+    int64_t row_stride, col_stride, columns;
+    enum fmb_type type;
+} fmb_source;
+
+/* The class index in column 0 of row `row`. */
+static inline int32_t fmb_label(const fmb_source *s, int64_t row)
+{
+    const char *p = s->data + row * s->row_stride;
+    switch (s->type) {
+        case FMB_I1: case FMB_U1: return (uint8_t)*p; /* a valid class index is never negative */
+        case FMB_I2: case FMB_U2: { uint16_t x; memcpy(&x, p, 2); return x; }
+        case FMB_I4: case FMB_U4: { int32_t x; memcpy(&x, p, 4); return x; }
+        default: { int64_t x; memcpy(&x, p, 8); return (int32_t)x; }
+    }
+}
+
+/* Asks for rows that a later gather will read, so that they are near by then. */
+static inline void fmb_prefetch_rows(const fmb_source *s, const int64_t *index, int64_t first, int64_t rows)
+{
+    const int64_t bytes = s->columns * s->col_stride;
+    for (int64_t r = 0; r < rows; r++) {
+        const char *row = s->data + (index ? index[r] : first + r) * s->row_stride;
+        for (int64_t at = 0; at < bytes; at += 64)
+            __builtin_prefetch(row + at, 0, 2);
+    }
+}
+
+/* Asks for `rows` rows of `bytes` bytes that will be written, `stride` bytes apart. */
+static inline void fmb_prefetch_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)
+{
+    for (int64_t r = 0; r < rows; r++, p += stride)
+        for (int64_t at = 0; at < bytes; at += 64)
+            __builtin_prefetch(p + at, 1, 3);
+}
+
+/* The kernels of one instruction set and dtype (T is float or double). */
+typedef struct {
+    int rb;    /* rows of a block: two vectors */
+    int lanes; /* elements of a vector */
+    int mr;    /* rows of the largest tile */
+
+    /* The tile products: `gemm` has tiles of rows x (vectors * lanes), vectors 1 or 2, rows 1 .. mr; or 4
+     * vectors and rows up to mr / 2. With `load` the chain goes on from what C holds, else it starts at 0. */
+    void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b, void *c);
+
+    /* `steps` rounds of 2 mr independent multiply-adds on registers alone, 4 mr `lanes` operations each: the machine's
+     * peak. `out` receives a vector, so that nothing is left out. */
+    void (*peak)(int64_t steps, void *out);
+
+    /* z -> f(z) in place on n contiguous values. `d`: if NULL, inference, not written; else receives f'(z) when
+     * `first`, and is multiplied by f'(z) when not (an earlier operation of the same stage wrote it). */
+    void (*activation)(enum fmb_activation kind, double value, void *a, void *d, int64_t n, int first);
+
+    /* Dropout of a block [n][rb]: a *= mask, d = mask or d *= mask; mask is 0 or 1/(1-p). `threshold` = floor(p 2^32),
+     * `scale` = 1/(1-p). Row r of the block is row `row` + r of the mini-batch. */
+    void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, uint32_t threshold, double scale, void *a,
+                    void *d, int64_t n, int first);
+
+    /* The loss of `rows` rows. In: z [n][rb]; labels [rb] or target T[n][rb]; s T[rb], the rows' sample weights divided by
+     * the mini-batch's sum of weights (0 beyond `rows`). Out: dz T[n][rb] = s * dl/dz, unless dz is NULL (dz may be z);
+     * loss T[rb], the rows' own losses l_i (class weights in, sample weights not). dz of lanes beyond `rows` is 0. */
+    void (*loss)(const fmb_loss_spec *spec, int rows, const void *z, const int32_t *labels, const void *target,
+                 const void *s, void *dz, void *loss);
+
+    /* The optimiser's update of n contiguous weights w, whose gradient is g; s0, s1, s2 are its states (NULL where it has
+     * fewer), coef its coefficients of this step already rounded to T. FMB_GRADIENT: s0 = g. */
+    void (*update)(enum fmb_update kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
+                   int64_t n);
+
+    /* Rows of a user's array into a block: out[c * rb + r] = T(source(index[r], c)) * scale, r < rows; lanes beyond
+     * `rows` become 0. `index` NULL stands for first, first + 1, ... */
+    void (*gather)(const fmb_source *source, const int64_t *index, int64_t first, int rows, double scale, void *out);
+
+    /* The way back of the gradient through a stage's activation, and its transposition: dz = da * d, elementwise on
+     * [n][rb] (d NULL: dz = da; `relu`: d holds the outputs a, and dz = da where a > 0, else 0). dz is written in place of
+     * da when `keep`; and in every case to `panels`, for the weight gradient: panel p holds features p * pw ..,
+     * panels[p * panel_stride + r * pw + j], pw = 2 * lanes, r < rows; features beyond n are 0. */
+    void (*backward)(void *da, const void *d, int relu, int keep, int64_t n, int rows, void *panels,
+                     int64_t panel_stride);
+
+    /* The first of the rows first .. last - 1 that holds a NaN or an infinity, or -1. */
+    int64_t (*nonfinite)(const fmb_source *source, int64_t first, int64_t last);
+
+    /* A block [n][rb] back to rows: out[r * out_stride + c], r < rows, strides in elements. */
+    void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride);
+} fmb_kernels;
+
+/* The table for an instruction set and dtype; NULL where this build or this CPU has no such set. */
+const fmb_kernels *fmb_kernels_for(enum fmb_isa isa, enum fmb_dtype dtype);
+
+#endif

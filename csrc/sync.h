@@ -1,0 +1,108 @@
+/* What the threads of one region need of each other and of the machine: a barrier, a counter, the clock, the state of
+ * the floating-point unit. Header only: the executor's loops inline it. */
+#ifndef FASTMB_SYNC_H
+#define FASTMB_SYNC_H
+
+#include <sched.h>
+#include <stdint.h>
+#include <time.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+/* A barrier that can be used again at once. The last to arrive starts the next generation. */
+typedef struct {
+    int32_t arrived __attribute__((aligned(64)));
+    int32_t generation __attribute__((aligned(64)));
+} fmb_barrier;
+
+enum { FMB_SPINS = 4000, FMB_YIELDS = 2000 }; /* some 20 us, then some milliseconds, then sleep */
+
+/* Returns whether the wait outlasted the spin: the machine has other work for somebody's processor. */
+static inline int fmb_barrier_wait(fmb_barrier *b, int threads)
+{
+    if (threads == 1)
+        return 0;
+    const int32_t generation = __atomic_load_n(&b->generation, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
+        __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&b->generation, generation + 1, __ATOMIC_RELEASE);
+        return 0;
+    }
+    int64_t waited = 0;
+    for (; __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation; waited++) {
+        if (waited < FMB_SPINS) {
+#if defined(__x86_64__)
+            if (waited > 64)
+                _mm_pause();
+#elif defined(__aarch64__)
+            __asm__ __volatile__("yield");
+#endif
+        } else if (waited < FMB_SPINS + FMB_YIELDS) {
+            sched_yield();
+        } else {
+            const struct timespec nap = {0, 50000};
+            nanosleep(&nap, NULL);
+        }
+    }
+    return waited > FMB_SPINS;
+}
+
+/* Take `count` pieces from a counter; the first of them. */
+static inline int64_t fmb_take(int64_t *counter, int64_t count)
+{
+    return __atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
+}
+
+static inline double fmb_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The mixing function of SplitMix64 (Steele, Lea and Flood 2014) of x + its increment. */
+static inline uint64_t fmb_splitmix(uint64_t x)
+{
+    x += 0x9E3779B97F4A7C15ull;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
+/* A random 64-bit x as a number below n. */
+static inline int64_t fmb_scaled(uint64_t x, uint64_t n)
+{
+    return (int64_t)(((unsigned __int128)x * n) >> 64);
+}
+
+/* Denormals are zero inside a sweep: returns what to restore afterwards. */
+static inline uint64_t fmb_fp_enter(void)
+{
+#if defined(__x86_64__)
+    const unsigned old = _mm_getcsr();
+    _mm_setcsr(old | 0x8040); /* FTZ and DAZ */
+    return old;
+#elif defined(__aarch64__)
+    uint64_t old;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(old));
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(old | (1ull << 24)));
+    return old;
+#else
+    return 0;
+#endif
+}
+
+static inline void fmb_fp_leave(uint64_t old)
+{
+#if defined(__x86_64__)
+    _mm_setcsr((unsigned)old);
+#elif defined(__aarch64__)
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(old));
+#else
+    (void)old;
+#endif
+}
+
+#endif

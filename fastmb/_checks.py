@@ -1,0 +1,41 @@
+"""Checks of the numbers that people pass: the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+
+
+def number(argument: str, value: object, interval: str) -> float:
+    """`value` as a float, if it is a real number in `interval`, such as ``"[0, 1)"``; infinities and NaN never are."""
+    message = f"{argument} must be a number in {interval}; got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(message)
+    low, high = map(float, interval[1:-1].split(","))
+    number = float(value)
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    if not (above and below and math.isfinite(number)):
+        raise ValueError(message)
+    return number
+
+
+def integer(argument: str, value: object, low: int, high: int | None = None) -> int:
+    """`value` as an int, if it is an integer from `low` to `high`, both included."""
+    expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    message = f"{argument} must be {expected}; got {value!r}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(message)
+    try:
+        integer = operator.index(value)
+    except TypeError:  # an array of several values has an __index__ too
+        raise TypeError(message) from None
+    if integer < low or (high is not None and integer > high):
+        raise ValueError(message)
+    return integer
+
+
+def seed(value: object) -> int:
+    """A seed: any 64-bit unsigned integer."""
+    return integer("seed", value, 0, 2**64 - 1)

@@ -1,0 +1,159 @@
+"""The loop of a fit: epochs, cut into ticks inside which no Python runs.
+
+Between ticks all is consistent. This is where Ctrl-C, the time limit and a loss that isn't finite are looked at, and
+where a fit can be broken off: the trainer keeps the `Epoch`, and a later fit goes on from it as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._progress import Interrupt, Progress
+from .data import Batches, first_nonfinite
+from .plan import ALIGNMENT
+from .rng import permutation
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+TICK = 0.05  # seconds between looks at Ctrl-C, the clock and the progress bar
+SLICE = 1 << 16  # mini-batches whose learning rates, coefficients and sums are held at a time
+
+Validation = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+@dataclass
+class Epoch:
+    """How far an epoch is."""
+
+    rows: int
+    done: int = 0  # mini-batches
+    seconds: float = 0.0
+    lr: float = math.nan  # of the last update
+    loss: float = 0.0  # weighted sum over the slices before this one, and its weight
+    weight: float = 0.0
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # of this slice's mini-batches
+
+    def mean_loss(self) -> float:
+        loss, weight = self._totals()
+        return loss / weight if weight else math.nan
+
+    def next_slice(self, n: int) -> None:
+        self.loss, self.weight = self._totals()
+        self.sums = np.zeros((n, 2))
+
+    def _totals(self) -> tuple[float, float]:
+        loss, weight = self.sums.sum(axis=0).tolist()
+        return self.loss + loss, self.weight + weight
+
+    def copy(self) -> Epoch:
+        return replace(self, sums=self.sums.copy())
+
+
+class Fitting:
+    """One call of `Trainer.fit`, once everything is checked."""
+
+    def __init__(self, trainer: Trainer, batches: Batches, steps: int, deadline: float) -> None:
+        self.trainer, self.batches, self.steps, self.deadline = trainer, batches, steps, deadline
+        self.interrupt = Interrupt()
+        self.flat, self.state = trainer.net.flat.copy(), trainer.state.copy()  # as they were when the epoch began
+        if trainer._current is not None and trainer._current.rows != len(batches.X):
+            trainer._current = None
+            trainer.epoch += 1
+        self.first = trainer.epoch
+
+    def run(self, max_epochs: int, val: Validation | None, goals: Mapping[str, float], verbose: bool) -> str:
+        """Train until there is a reason to stop, and return it."""
+        trainer = self.trainer
+        with self.interrupt, Progress(max_epochs, verbose) as progress:
+            while True:
+                complete = self._epoch(progress)
+                row = self._record(val)
+                progress.epoch(trainer.epoch - self.first, row)
+                if complete and goals and all(reached(name, row[name], goal) for name, goal in goals.items()):
+                    return "stop_at"
+                if trainer.epoch - self.first == max_epochs:
+                    return "max_epochs"
+                if why := self._broken_off():
+                    return why
+
+    def _epoch(self, progress: Progress) -> bool:
+        """Train to the end of the epoch, or to where it is broken off; whether it is complete."""
+        trainer = self.trainer
+        begin = time.perf_counter()
+        epoch = trainer._current = trainer._current or Epoch(len(self.batches.X))
+        self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch) if trainer.shuffle else None
+        self.flat[:], self.state[:] = trainer.net.flat, trainer.state
+        self.t, self.start = trainer.t, epoch.copy()
+        while epoch.done < self.steps and not self._slice(epoch, progress):
+            pass
+        if first_nonfinite(trainer.net.flat.reshape(-1, ALIGNMENT)) >= 0:
+            self._diverged("a weight became NaN or infinite", epoch.done, epoch.lr)
+        epoch.seconds += time.perf_counter() - begin
+        return epoch.done == self.steps
+
+    def _slice(self, epoch: Epoch, progress: Progress) -> str | None:
+        """Train to the end of the slice; returns why, if it is broken off before."""
+        trainer = self.trainer
+        first = epoch.done % SLICE
+        if first == 0:
+            epoch.next_slice(min(SLICE, self.steps - epoch.done))
+        sums = epoch.sums[first:]
+        rates = trainer.optimizer.learning_rates(trainer.t, len(sums))
+        coefficients = trainer.optimizer.coefficients(trainer.t, len(sums), rates)
+        made = 0
+        while made < len(sums):
+            seconds = max(0.0, min(TICK, self.deadline - time.perf_counter()))
+            done = trainer._executor.run(self.batches, epoch.done, trainer.t, coefficients[made:], sums[made:], seconds)
+            made += done
+            epoch.done += done
+            trainer.t += done
+            if made < len(sums) and not math.isfinite(loss := float(sums[made, 0])):
+                self._diverged(f"the loss became {loss}", epoch.done + 1, float(rates[made]))
+            epoch.lr = float(rates[made - 1])
+            progress.within(trainer.epoch - self.first + epoch.done / self.steps)
+            if why := self._broken_off():
+                return why
+        return None
+
+    def _broken_off(self) -> str | None:
+        if self.interrupt.hit:
+            return "interrupted"
+        return "max_seconds" if time.perf_counter() >= self.deadline else None
+
+    def _diverged(self, what: str, step: int, lr: float) -> None:
+        """Go back to where the epoch began, and say so."""
+        trainer = self.trainer
+        trainer.net.flat[:], trainer.state[:] = self.flat, self.state
+        trainer.t, trainer._current = self.t, self.start if self.start.done else None
+        back = f"they had after update {self.t}" if self.t else "they began with"
+        raise FloatingPointError(
+            f"{what} in epoch {trainer.epoch + 1} at step {step} of {self.steps}, with lr {lr:g}; weights and "
+            f"optimiser state have the values {back} (a smaller lr, or data scaled to about 1, may help)"
+        )
+
+    def _record(self, val: Validation | None) -> dict[str, float]:
+        """Count a complete epoch, evaluate, and add the row to the history."""
+        trainer = self.trainer
+        epoch = trainer._current
+        assert epoch is not None
+        row: dict[str, float] = {"epoch": trainer.epoch + 1, "loss": epoch.mean_loss()}
+        if epoch.done == self.steps:
+            trainer.epoch, trainer._current = trainer.epoch + 1, None
+        if val is not None:
+            row |= {"val_" + name: value for name, value in trainer._evaluate(*val).items()}
+        examples = min(epoch.done * self.batches.batch_size, epoch.rows)
+        row |= {"lr": epoch.lr, "seconds": epoch.seconds, "examples_per_second": examples / epoch.seconds}
+        trainer.history._record(row)
+        return row
+
+
+def reached(name: str, value: float, goal: float) -> bool:
+    """Losses are to come down to their goal, metrics up to theirs."""
+    return value <= goal if name.endswith("loss") else value >= goal

@@ -1,0 +1,205 @@
+"""What a network trains on: the checks of X, y and sample weights, their mini-batches, and the order of an epoch.
+
+A user's arrays come in through `check_X`, `check_y` and `check_weights`, once, and go on as a `Batches`, which
+executors read row by row. No array of a supported dtype is copied: strided, read-only and memory-mapped data stay where
+they are, and rows are converted as they are gathered. Only byte-swapped arrays are converted whole (to native byte
+order), and what is no array (a list, a data frame) becomes one.
+
+Everything that can be wrong with data is found here, and said with the argument's name, what was expected and what
+came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .rng import permutation as permutation  # the order of an epoch, drawn with the other random numbers
+
+DTYPES = frozenset(np.dtype(name) for name in ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+_CHUNK = 1 << 20  # elements that a check may look at, and make temporaries of, at a time
+
+
+@dataclass(slots=True)
+class Batches:
+    """Checked data and how it is cut into mini-batches; what an executor reads.
+
+    Mini-batch k holds the rows ``order[k * batch_size : (k + 1) * batch_size]``; the last one may be smaller.
+    """
+
+    X: np.ndarray  # (n, n_features), any of `DTYPES`, any strides
+    y: np.ndarray | None  # (n,) integer class indices, or (n, C) of any of `DTYPES`; None for prediction
+    sample_weight: np.ndarray | None  # (n,) float64, C-contiguous
+    order: np.ndarray | None  # (n,) int64; None stands for 0, 1, ... n - 1
+    batch_size: int
+    scale: float = 1.0  # what X is multiplied by
+
+    @property
+    def n_batches(self) -> int:
+        """Mini-batches, the last and smaller one included."""
+        return -(-len(self.X) // self.batch_size)
+
+
+def check_X(X: Any, n_features: int, check_finite: bool = True, name: str = "X") -> np.ndarray:
+    """`X` as an array (n, n_features), n at least 1, of one of `DTYPES`, without NaN or infinity.
+
+    Raises
+    ------
+    TypeError
+        For what can't be an array of numbers.
+    ValueError
+        For a wrong shape, no rows, NaN or infinity.
+    """
+    array = _numbers(X, name)
+    if array.ndim != 2:
+        hint = ""
+        if array.ndim == 1 and n_features == 1:
+            hint = f": use {name}.reshape(-1, 1)"
+        elif array.ndim == 1 and len(array) == n_features:
+            hint = f": use {name}.reshape(1, -1) for one row"
+        elif array.ndim > 2:
+            hint = f": use {name}.reshape(len({name}), -1)"
+        raise ValueError(f"{name} must have shape (n, {n_features}); got {array.shape}{hint}")
+    if array.shape[1] != n_features:
+        raise ValueError(f"{name} has {array.shape[1]} features; the network takes {n_features}")
+    if not len(array):
+        raise ValueError(f"{name} has no rows")
+    if check_finite:
+        _check_finite(array, name)
+    return array
+
+
+def check_y(
+    y: Any, X: np.ndarray, task: str, n_outputs: int, check_finite: bool = True, name: str = "y", X_name: str = "X"
+) -> np.ndarray:
+    """`y` as executors take it: (n,) class indices, or (n, C) numbers, with as many rows as `X`.
+
+    What is allowed depends on `task`:
+
+    - ``"classification"``: integers or booleans, (n,) or (n, 1), from 0 to C - 1; or rows of C probabilities, (n, C);
+    - ``"multilabel"``: (n, C), or (n,) if C is 1, from 0 to 1;
+    - ``"regression"``: (n, C), or (n,) if C is 1.
+
+    Raises TypeError and ValueError as `check_X` does.
+    """
+    array = _numbers(y, name)
+    indices = task == "classification" and array.ndim > 0 and array.size == len(array)
+    if array.ndim == 1 and (n_outputs == 1 or indices):
+        array = array if indices else array[:, None]
+    elif array.ndim == 2 and indices:
+        array = array[:, 0]
+    elif array.ndim != 2 or array.shape[1] != n_outputs:
+        also = "(n,) or " if n_outputs == 1 or task == "classification" else ""
+        raise ValueError(f"{name} must have shape {also}(n, {n_outputs}); got {array.shape}")
+    if len(array) != len(X):
+        raise ValueError(f"{name} has {len(array)} rows; {X_name} has {len(X)}")
+    if indices:
+        _check_labels(array, n_outputs, name)
+        return array
+    if check_finite:
+        _check_finite(array, name)
+    if task != "regression":
+        _check_probabilities(array, task == "classification", name)
+    return array
+
+
+def check_weights(sample_weight: Any, X: np.ndarray, name: str = "sample_weight", X_name: str = "X") -> np.ndarray:
+    """`sample_weight` as an array (n,), float64, contiguous: finite, none negative, not all of them zero."""
+    array = _numbers(sample_weight, name)
+    if array.shape != (len(X),):
+        raise ValueError(f"{name} must have shape ({len(X)},), one weight for each row of {X_name}; got {array.shape}")
+    array = np.ascontiguousarray(array, dtype=np.float64)
+    _check_finite(array[:, None], name)
+    if array.min() < 0:
+        row = int(array.argmin())
+        raise ValueError(f"{name} must not be negative; got {array[row]} in row {row}")
+    if not array.any():
+        raise ValueError(f"{name} is zero in every row")
+    return array
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    """`values` as an array of one of `DTYPES`, uncopied where it is one."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; fill or drop what is masked, and give a plain array")
+    if hasattr(values, "toarray") and not hasattr(values, "__array__"):
+        raise TypeError(f"{name} is sparse ({type(values).__name__}); give a dense array: {name}.toarray()")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} can't be made an array: {error}") from None
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype not in DTYPES:
+        hint = ""
+        if name.startswith("y") and array.dtype.kind in "OSUT":
+            hint = f": np.unique({name}, return_inverse=True) numbers classes"
+        raise TypeError(
+            f"{name} must hold booleans, integers or floats of at most 64 bits; got dtype {array.dtype}{hint}"
+        )
+    return array
+
+
+def first_nonfinite(array: np.ndarray) -> int:
+    """The first row of `array`, (n, m), that holds NaN or infinity; -1 if none does."""
+    try:
+        from .executors.native import first_nonfinite as native
+    except ModuleNotFoundError:
+        return _first_nonfinite(array)
+    return native(array)
+
+
+def _first_nonfinite(array: np.ndarray) -> int:
+    for rows in _chunks(array):
+        finite = np.isfinite(array[rows]).all(axis=1)
+        if not finite.all():
+            return rows.start + int(finite.argmin())
+    return -1
+
+
+def _check_finite(array: np.ndarray, name: str) -> None:
+    if array.dtype.kind != "f" or (row := first_nonfinite(array)) < 0:
+        return
+    column = int(np.isfinite(array[row]).argmin())
+    where = f"row {row}" if array.shape[1] == 1 else f"row {row}, column {column}"
+    raise ValueError(f"{name} must be finite; got {array[row, column]} in {where}")
+
+
+def _check_labels(labels: np.ndarray, n_classes: int, name: str) -> None:
+    if labels.dtype.kind == "f":
+        raise TypeError(
+            f"{name} must hold class labels, integers from 0 to {n_classes - 1}; got dtype {labels.dtype}: "
+            f"use {name}.astype(int) if it does"
+        )
+    # Seen as unsigned, a negative label is a large one: one pass finds both.
+    unsigned = labels.view(_UNSIGNED[labels.dtype.itemsize])
+    if np.maximum.reduce(unsigned) >= n_classes:
+        wrong = (rows.start + np.flatnonzero(unsigned[rows] >= n_classes) for rows in _chunks(unsigned))
+        row = next(int(found[0]) for found in wrong if found.size)
+        raise ValueError(f"{name} must hold class labels from 0 to {n_classes - 1}; got {labels[row]} in row {row}")
+
+
+def _check_probabilities(array: np.ndarray, sum_to_one: bool, name: str) -> None:
+    """Whether all are from 0 to 1 and, up to rounding (1e-3, for float16 rows too), rows sum to 1."""
+    for rows in _chunks(array):
+        chunk = array[rows]
+        inside = ((chunk >= 0) & (chunk <= 1)).all(axis=1)
+        if not inside.all():
+            row = int(inside.argmin())
+            raise ValueError(f"{name} must be from 0 to 1; got {chunk[row]} in row {rows.start + row}")
+        if sum_to_one:
+            totals = chunk.sum(axis=1, dtype=np.float64)
+            wrong = np.abs(totals - 1) > 1e-3
+            if wrong.any():
+                row = int(wrong.argmax())
+                came = f"{totals[row]:.6g} in row {rows.start + row}"
+                raise ValueError(f"{name} must hold probabilities that sum to 1 in each row; got {came}")
+
+
+def _chunks(array: np.ndarray) -> list[slice]:
+    """Slices of rows, few enough in each to bound temporaries."""
+    step = max(1, _CHUNK * len(array) // max(1, array.size))
+    return [slice(start, min(start + step, len(array))) for start in range(0, len(array), step)]

@@ -1,0 +1,62 @@
+"""The C side as Cython sees it: csrc/fastmb.h (kernels), csrc/sync.h (threads), OpenMP."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
+cdef extern from "omp.h" nogil:
+    int omp_get_thread_num()
+    int omp_get_num_threads()
+    int omp_get_max_threads()
+    ctypedef enum omp_pause_resource_t:
+        omp_pause_hard
+    int omp_pause_resource_all(omp_pause_resource_t kind)
+
+cdef extern from "sync.h" nogil:
+    ctypedef struct fmb_barrier:
+        int32_t arrived
+        int32_t generation
+    int fmb_barrier_wait(fmb_barrier *barrier, int threads) noexcept
+    int64_t fmb_take(int64_t *counter, int64_t count) noexcept
+    double fmb_now() noexcept
+    uint64_t fmb_splitmix(uint64_t x) noexcept
+    int64_t fmb_scaled(uint64_t x, uint64_t n) noexcept
+    uint64_t fmb_fp_enter() noexcept
+    void fmb_fp_leave(uint64_t state) noexcept
+
+cdef extern from "fastmb.h" nogil:
+    enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_GRADIENT
+    ctypedef struct fmb_gemm:
+        int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last
+    ctypedef struct fmb_loss_spec:
+        int kind
+        int64_t n
+        int indices
+        double smoothing, delta
+        const void *weight
+    ctypedef struct fmb_source:
+        const char *data
+        int64_t row_stride, col_stride, columns
+        int type
+    ctypedef struct fmb_kernels:
+        int rb, lanes, mr
+        void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b, void *c) noexcept nogil
+        void (*peak)(int64_t steps, void *out) noexcept nogil
+        void (*activation)(int kind, double value, void *a, void *d, int64_t n, int first) noexcept nogil
+        void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, uint32_t threshold, double scale, void *a,
+                     void *d, int64_t n, int first) noexcept nogil
+        void (*loss)(const fmb_loss_spec *spec, int rows, const void *z, const int32_t *labels, const void *target,
+                  const void *s, void *dz, void *loss) noexcept nogil
+        void (*update)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
+                    int64_t n) noexcept nogil
+        void (*gather)(const fmb_source *source, const int64_t *index, int64_t first, int rows, double scale,
+                    void *out) noexcept nogil
+        void (*backward)(void *da, const void *d, int relu, int keep, int64_t n, int rows, void *panels,
+                      int64_t panel_stride) noexcept nogil
+        int64_t (*nonfinite)(const fmb_source *source, int64_t first, int64_t last) noexcept nogil
+        void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride) noexcept nogil
+    const fmb_kernels *fmb_kernels_for(int isa, int dtype)
+    int32_t fmb_label(const fmb_source *source, int64_t row)
+    void fmb_prefetch_rows(const fmb_source *source, const int64_t *index, int64_t first, int64_t rows)
+    void fmb_prefetch_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)

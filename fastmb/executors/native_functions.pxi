@@ -1,0 +1,130 @@
+"""The functions of the native module beside its executor: shuffling, looking for NaN, fork, the machine's peak, and
+single kernels for the tests."""
+
+# ---- data --------------------------------------------------------------------------------------------------------
+
+def permutation(int64_t n, uint64_t key):
+    """The order of an epoch, (n,) int64: Fisher and Yates' shuffle with the random numbers of `fastmb.rng`."""
+    cdef cnp.ndarray order = np.arange(n, dtype=np.int64)
+    cdef int64_t *a = <int64_t *> cnp.PyArray_DATA(order)
+    cdef int64_t i, j, kept
+    with nogil:
+        for i in range(n - 1, 0, -1):
+            j = fmb_scaled(fmb_splitmix(key + <uint64_t> i * 0x9E3779B97F4A7C15ULL), i + 1)
+            kept = a[i]
+            a[i] = a[j]
+            a[j] = kept
+    return order
+
+
+def first_nonfinite(cnp.ndarray a):
+    """The first row of a one- or two-dimensional array that holds a NaN or an infinity, or -1. One parallel pass."""
+    cdef fmb_source source
+    cdef int64_t n = a.shape[0], chunk, rows = 256, found = n, at
+    cdef const fmb_kernels *k
+    cdef int threads
+    if a.descr.kind != 102 or a.size == 0:      # "f"
+        return -1
+    _source(a, &source)
+    k = _kernels(np.float64)
+    threads = _threads.resolve(None, 1.0 * a.size)
+    fmb_take(&regions, 1)
+    for chunk in prange((n + rows - 1) // rows, nogil=True, num_threads=threads, schedule="dynamic"):
+        at = k.nonfinite(&source, chunk * rows, min(n, (chunk + 1) * rows))
+        if at >= 0:
+            with gil:
+                found = min(found, at)
+    fmb_take(&regions, -1)
+    return found if found < n else -1
+
+
+# ---- fork --------------------------------------------------------------------------------------------------------
+
+def _before_fork():
+    """Ends OpenMP's idle threads: a child that inherits their bookkeeping without them would wait for ever."""
+    if regions == 0:
+        omp_pause_resource_all(omp_pause_hard)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------
+
+def fma_peak(dtype="float32", int n_threads=1, double seconds=0.1):
+    """GFLOP/s of fused multiply-adds on registers alone, on `n_threads` threads at once: the best of short runs."""
+    cdef const fmb_kernels *k = _kernels(dtype)
+    cdef int64_t steps = 100_000
+    cdef int tid
+    cdef double start, end = fmb_now() + seconds, flops = 4.0 * k.mr * k.lanes * steps * n_threads
+    rates = []
+    while not rates or fmb_now() < end:
+        start = fmb_now()
+        for tid in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+            _peak(k, steps)
+        rates.append(flops / (fmb_now() - start) * 1e-9)
+    return max(rates)
+
+
+cdef void _peak(const fmb_kernels *k, int64_t steps) noexcept nogil:
+    cdef char[64] sink
+    k.peak(steps, sink)
+
+
+# ---- single kernels, for the tests -------------------------------------------------------------------------------
+
+def kernel_activation(int kind, double value, z, isa=None):
+    """f(z) and f'(z) of an activation, elementwise."""
+    cdef const fmb_kernels *k = _kernels(z.dtype, isa)
+    cdef cnp.ndarray a = np.array(z, order="C"), d = np.full_like(a, np.nan)
+    k.activation(kind, value, cnp.PyArray_DATA(a), cnp.PyArray_DATA(d), a.size, 1)
+    return a, d
+
+
+def kernel_dropout(uint64_t seed, uint64_t t, int index, int64_t row, double p, int64_t n, int rows, dtype, isa=None):
+    """The mask (n, rows) of a dropout of n units, for the rows from `row` on."""
+    cdef const fmb_kernels *k = _kernels(dtype, isa)
+    cdef cnp.ndarray a = np.ones((n, k.rb), dtype), d = np.full_like(a, np.nan)
+    k.dropout(seed, t, index, row, <uint32_t> int(p * 4294967296.0), 1 / (1 - p), cnp.PyArray_DATA(a),
+              cnp.PyArray_DATA(d), n, 1)
+    return d[:, :rows]
+
+
+def kernel_update(int kind, coef, cnp.ndarray w, list state, cnp.ndarray g, isa=None):
+    """An optimiser's update, in place."""
+    cdef const fmb_kernels *k = _kernels(w.dtype, isa)
+    cdef cnp.ndarray c = np.ascontiguousarray(coef, w.dtype), s
+    cdef void *pointers[3]
+    cdef int i
+    for i in range(3):
+        pointers[i] = NULL
+        if i < len(state):
+            s = state[i]
+            pointers[i] = cnp.PyArray_DATA(s)
+    k.update(kind, cnp.PyArray_DATA(c), cnp.PyArray_DATA(w), pointers[0], pointers[1], pointers[2],
+             cnp.PyArray_DATA(g), w.size)
+
+
+def kernel_loss(int kind, z, y, s, isa=None, double smoothing=0.0, double delta=1.0, weight=None):
+    """The losses (rows,) and the output gradient (rows, n) of a block of rows."""
+    cdef const fmb_kernels *k = _kernels(z.dtype, isa)
+    cdef int rows = z.shape[0]
+    cdef int64_t n = z.shape[1]
+    cdef fmb_loss_spec spec
+    cdef cnp.ndarray block = np.zeros((n, k.rb), z.dtype), target = np.zeros((n, k.rb), z.dtype)
+    cdef cnp.ndarray labels = np.zeros(k.rb, np.int32), scale = np.zeros(k.rb, z.dtype)
+    cdef cnp.ndarray dz = np.full_like(block, np.nan), loss = np.full(k.rb, np.nan, z.dtype), w
+    block[:, :rows] = z.T
+    scale[:rows] = s
+    spec.kind, spec.n, spec.indices, spec.smoothing, spec.delta, spec.weight = kind, n, y.ndim == 1, smoothing, delta, NULL
+    if weight is not None:
+        w = np.ascontiguousarray(weight, z.dtype)
+        spec.weight = cnp.PyArray_DATA(w)
+    if spec.indices:
+        labels[:rows] = y
+    else:
+        target[:, :rows] = y.T
+    k.loss(&spec, rows, cnp.PyArray_DATA(block), <int32_t *> cnp.PyArray_DATA(labels), cnp.PyArray_DATA(target),
+           cnp.PyArray_DATA(scale), cnp.PyArray_DATA(dz), cnp.PyArray_DATA(loss))
+    return loss[:rows].copy(), dz[:, :rows].T.copy()

@@ -1,0 +1,308 @@
+"""The reference executor: float64, plain, slow. It defines what the other executors must compute.
+
+A mini-batch goes forward stage by stage and keeps, of each stage, its input `a` and the derivative `d` of its output
+with respect to the product ``z = a W + b``. The loss gives the gradient with respect to the last output; on the way
+back ``dz = da * d``, ``dW = a' dz``, ``db = sum dz``, and ``da = dz W'`` goes on. Then the optimiser updates the flat
+vector elementwise. Arithmetic is in float64 throughout; what the plan keeps in its own dtype (parameters, state,
+coefficients, the value of a dropout mask) is rounded to that dtype whenever it is written.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..plan import Op, Plan, views
+from ..rng import dropout_mask
+from . import Training
+
+if TYPE_CHECKING:
+    from ..data import Batches
+    from ..losses import Loss
+
+ROWS = 1024  # rows taken at a time where no mini-batch says how many
+
+Drop = Callable[[Op, int, int], np.ndarray] | None  # (op, rows, units) -> mask; None: no dropout
+
+_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a loss may overflow: the caller looks at it
+
+
+class NumpyExecutor:
+    """See `fastmb.executors.Executor`. `n_threads` is not looked at."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        params: np.ndarray,
+        training: Training | None = None,
+        n_threads: int | None = None,  # noqa: ARG002
+    ) -> None:
+        self.plan = plan
+        self.params = params
+        self.training = training
+
+    def run(
+        self, batches: Batches, first: int, t: int, coefficients: np.ndarray, sums: np.ndarray, seconds: float
+    ) -> int:
+        deadline = time.perf_counter() + seconds
+        for step, row in enumerate(coefficients):
+            gradient = self._gradient(batches, first + step, t + step, sums[step])
+            if not np.isfinite(sums[step, 0]):
+                return step
+            self._update(row, gradient)
+            if time.perf_counter() >= deadline:
+                return step + 1
+        return len(coefficients)
+
+    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> None:
+        out[:] = self._gradient(batches, 0, t, sums)
+
+    @_quiet
+    def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:
+        for rows in _blocks(len(X)):
+            out[rows] = self._forward(_float64(X[rows]) * scale, None)[0]
+
+    @_quiet
+    def evaluate(self, batches: Batches, out: np.ndarray, losses: np.ndarray, weights: np.ndarray) -> None:
+        assert self.training is not None
+        assert batches.y is not None
+        for rows in _blocks(len(batches.X)):
+            z, _ = self._forward(_float64(batches.X[rows]) * batches.scale, None)
+            row_loss, _, row_weight = loss_and_gradient(self.training.loss, z, np.asarray(batches.y[rows]))
+            s = 1.0 if batches.sample_weight is None else batches.sample_weight[rows]
+            out[rows], losses[rows], weights[rows] = z, s * row_loss, s * row_weight
+
+    @_quiet
+    def _gradient(self, batches: Batches, batch: int, t: int, sums: np.ndarray) -> np.ndarray:
+        """The mean gradient of mini-batch `batch`, float64, flat; its weighted loss and its weight into `sums`."""
+        training = self.training
+        assert training is not None
+        assert batches.y is not None
+        n = len(batches.X)
+        rows: np.ndarray | slice = slice(batch * batches.batch_size, min((batch + 1) * batches.batch_size, n))
+        if batches.order is not None:
+            rows = batches.order[rows]
+        x, y = _float64(batches.X[rows]) * batches.scale, np.asarray(batches.y[rows])
+        s = np.ones(len(x)) if batches.sample_weight is None else batches.sample_weight[rows]
+
+        def drop(op: Op, rows: int, units: int) -> np.ndarray:
+            return dropout_mask(training.seed, t, op.index, rows, units, op.value, self.plan.dtype)
+
+        z, tape = self._forward(x, drop)
+        row_loss, dz, row_weight = loss_and_gradient(training.loss, z, y)
+        total, weight = (s * row_loss).sum(), (s * row_weight).sum()
+        sums[:] = total, weight
+        share = s / weight if weight > 0 else np.zeros(len(s))
+        return self._backward(share[:, None] * dz, tape)
+
+    def _forward(self, x: np.ndarray, drop: Drop) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """The raw output of rows `x`, and each stage's input and derivative."""
+        parameters = views(_float64(self.params), self.plan)
+        a, _ = _elementwise(self.plan.input_ops, x, drop)
+        tape = []
+        for stage in self.plan.stages:
+            z = a @ parameters[stage.name + ".weight"]
+            if stage.bias:
+                z += parameters[stage.name + ".bias"]
+            output, d = _elementwise(stage.ops, z, drop)
+            tape.append((a, d))
+            a = output
+        return a, tape
+
+    def _backward(self, da: np.ndarray, tape: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """The gradient with respect to all parameters, flat, from the one with respect to the raw output."""
+        parameters = views(_float64(self.params), self.plan)
+        flat = np.zeros(self.plan.size)
+        gradient = views(flat, self.plan)
+        for stage, (a, d) in zip(reversed(self.plan.stages), reversed(tape), strict=True):
+            dz = da * d
+            gradient[stage.name + ".weight"][:] = a.T @ dz
+            if stage.bias:
+                gradient[stage.name + ".bias"][:] = dz.sum(axis=0)
+            da = dz @ parameters[stage.name + ".weight"].T
+        return flat
+
+    @_quiet
+    def _update(self, row: np.ndarray, gradient: np.ndarray) -> None:
+        assert self.training is not None
+        coefficients = _float64(row.astype(self.plan.dtype)).tolist()
+        w, states = _float64(self.params), _float64(self.training.state)
+        update(self.training.optimizer.kind, coefficients, w, gradient, states)
+        self.params[:], self.training.state[:] = w, states
+
+
+def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
+    """The update of weights `w` with gradient `g`, elementwise; `w` and `states`, (n_states, n), change in place."""
+    g = g + c[1] * w
+    if kind == "sgd":
+        w -= c[0] * g
+    elif kind in ("momentum", "nesterov"):
+        (m,) = states
+        m[:] = c[2] * m + c[3] * g
+        w -= c[0] * (m if kind == "momentum" else g + c[2] * m)
+    elif kind in ("adam", "amsgrad"):
+        m, v = states[:2]
+        w *= c[2]
+        m += c[3] * (g - m)
+        v[:] = c[4] * v + c[5] * g**2
+        if kind == "amsgrad":
+            states[2] = np.maximum(states[2], v)
+        w -= c[0] * m / (np.sqrt(states[-1]) + c[6])
+    elif kind.startswith("rmsprop"):
+        v = states[0]
+        v[:] = c[2] * v + c[3] * g**2
+        variance = v
+        if "centered" in kind:
+            a = states[1]
+            a += c[3] * (g - a)
+            variance = np.maximum(v - a**2, 0)  # rounding can take it below 0 when the gradient stays the same
+        direction = g / (np.sqrt(variance) + c[4])
+        if kind.endswith("momentum"):
+            b = states[-1]
+            b[:] = c[5] * b + direction
+            direction = b
+        w -= c[0] * direction
+    elif kind == "adagrad":
+        (s,) = states
+        s += g**2
+        w -= c[0] * g / (np.sqrt(s) + c[2])
+    else:
+        raise ValueError(f"no such update: {kind!r}")
+
+
+def loss_and_gradient(loss: Loss, z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each row's loss l, (n,), its gradient dl/dz, (n, C), and its weight u, (n,), for raw outputs `z`, (n, C)."""
+    n, C = z.shape
+    u = np.ones(n)
+    if loss.kind == "cross_entropy":
+        w = np.ones(C) if loss.weight is None else loss.weight
+        if y.ndim == 1:
+            label = y.astype(np.int64)
+            target, u = np.eye(C)[label], w[label]
+        else:
+            target = _float64(y)
+        q = w * ((1 - loss.label_smoothing) * target + loss.label_smoothing / C)
+        shifted = z - z.max(axis=1, keepdims=True)
+        logp = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return -(q * logp).sum(axis=1), np.exp(logp) * q.sum(axis=1, keepdims=True) - q, u
+    y = _float64(y).reshape(n, C)
+    if loss.kind == "bce_with_logits":
+        p = np.ones(C) if loss.weight is None else loss.weight
+        each = (1 - y) * z + (1 + (p - 1) * y) * np.logaddexp(0, -z)
+        slope = _sigmoid(z) * (1 - y + p * y) - p * y
+    elif loss.kind == "mse":
+        each, slope = (z - y) ** 2, 2 * (z - y)
+    elif loss.kind == "mae":
+        each, slope = np.abs(z - y), np.sign(z - y)
+    elif loss.kind == "huber":
+        d, delta = z - y, loss.delta
+        each = np.where(np.abs(d) <= delta, d**2 / 2, delta * (np.abs(d) - delta / 2))
+        slope = np.clip(d, -delta, delta)
+    else:
+        raise ValueError(f"no such loss: {loss.kind!r}")
+    return each.mean(axis=1), slope / C, u
+
+
+def _elementwise(ops: tuple[Op, ...], z: np.ndarray, drop: Drop) -> tuple[np.ndarray, np.ndarray]:
+    """The operations one after the other: the output, and its derivative with respect to `z`."""
+    a, d = z, np.ones_like(z)
+    for op in ops:
+        if op.kind == "dropout":
+            mask = np.ones_like(a) if drop is None else drop(op, *a.shape)
+            a, d = a * mask, d * mask
+        else:
+            a, slope = ACTIVATIONS[op.kind](a, op.value)
+            d = d * slope
+    return a, d
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    e = np.exp(-np.abs(z))
+    s: np.ndarray = np.where(z >= 0, 1, e) / (1 + e)
+    return s
+
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def _relu(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.maximum(z, 0), (z > 0) * 1.0
+
+
+def _leaky_relu(z: np.ndarray, slope: float) -> tuple[np.ndarray, np.ndarray]:
+    d = np.where(z > 0, 1, slope)
+    return z * d, d
+
+
+def _elu(z: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    below = np.minimum(z, 0)
+    return np.where(z > 0, z, alpha * np.expm1(below)), np.where(z > 0, 1, alpha * np.exp(below))
+
+
+def _selu(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    scale = 1.0507009873554804934193349852946
+    a, d = _elu(z, 1.6732632423543772848170429916717)
+    return scale * a, scale * d
+
+
+def _gelu(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    cdf = _erfc(-z / math.sqrt(2)) / 2  # of the normal distribution; 1 + erf would cancel
+    return z * cdf, cdf + z * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    u, du = (2 * math.sqrt(2 / math.pi) * v for v in (z + 0.044715 * z**3, 1 + 3 * 0.044715 * z**2))
+    cdf = _sigmoid(u)  # (1 + tanh(u / 2)) / 2
+    return z * cdf, cdf + z * cdf * _sigmoid(-u) * du
+
+
+def _silu(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    s = _sigmoid(z)
+    return z * s, s * (1 + z * _sigmoid(-z))
+
+
+def _mish(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    t = np.tanh(np.logaddexp(0, z))
+    return z * t, t + z * _sigmoid(z) * (1 - t**2)
+
+
+def _softplus(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.logaddexp(0, z), _sigmoid(z)
+
+
+def _tanh(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    a = np.tanh(z)
+    return a, 1 - a**2
+
+
+def _sigmoid_op(z: np.ndarray, _: float) -> tuple[np.ndarray, np.ndarray]:
+    return _sigmoid(z), _sigmoid(z) * _sigmoid(-z)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]] = {
+    "identity": lambda z, _: (z, np.ones_like(z)),  # (z, value) -> output and derivative
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "selu": _selu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": _silu,
+    "mish": _mish,
+    "softplus": _softplus,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid_op,
+}
+
+
+def _float64(array: np.ndarray) -> np.ndarray:
+    """A float64 copy."""
+    return np.array(array, dtype=np.float64)
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS))

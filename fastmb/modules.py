@@ -1,0 +1,229 @@
+"""Modules: what a network is made of, as declarations.
+
+A module says what it computes and owns no numbers, so it can be printed, compared and put into several networks. A new
+activation is a class here, a row in `ACTIVATIONS`, and its kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _checks, init
+from ._errors import unknown_name
+from .plan import Op
+
+
+@dataclass(frozen=True, repr=False)
+class Module:
+    """What all modules have."""
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default is MISSING:
+                shown.append(repr(value))
+            elif isinstance(value, np.ndarray):
+                shown.append(f"{field.name}=array of shape {value.shape}")
+            elif value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Linear(Module):
+    """``x W + b`` with W of shape [in_features, out_features].
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes, at least 1.
+    bias : bool, default True
+        Whether there is a b.
+    init : str or array-like [in_features, out_features], default "kaiming_uniform"
+        The initial W: values, or a name that `fastmb.init` lists with its formula. The default is
+        U(-b, b) with ``b = g sqrt(3 / in_features)`` (He et al. 2015), where g is the gain of the activation that
+        follows: sqrt(2) for ReLU and its kin, 5/3 for tanh, 1 for SELU, sigmoid and where none follows.
+    bias_init : str or array-like [out_features], default "zeros"
+        The initial b: values, or "zeros", "uniform" or "normal".
+
+    Examples
+    --------
+    >>> Linear(784, 128, bias=False)
+    Linear(784, 128, bias=False)
+    """
+
+    in_features: int
+    out_features: int
+    bias: bool = True
+    init: Any = "kaiming_uniform"
+    bias_init: Any = "zeros"
+
+    def __post_init__(self) -> None:
+        n_in = _checks.integer("in_features", self.in_features, 1)
+        n_out = _checks.integer("out_features", self.out_features, 1)
+        bias_names = ("zeros", "uniform", "normal")
+        if isinstance(self.bias_init, str) and self.bias_init not in bias_names:
+            raise unknown_name("bias_init", self.bias_init, bias_names)
+        checked = {
+            "in_features": n_in,
+            "out_features": n_out,
+            "bias": bool(self.bias),
+            "init": init.check("init", self.init, (n_in, n_out)),
+            "bias_init": init.check("bias_init", self.bias_init, (n_out,)),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, repr=False)
+class Activation(Module):
+    """A function of each value by itself."""
+
+    kind: ClassVar[str]  # the name that plans and executors know it by
+    gain: ClassVar[float] = math.sqrt(2)  # of the Kaiming initialisation of a `Linear` before it
+
+    @property
+    def op(self) -> Op:
+        return Op(self.kind)
+
+
+class Identity(Activation):
+    """x."""
+
+    kind = "identity"
+    gain = 1.0
+
+
+class ReLU(Activation):
+    """max(x, 0), with derivative 0 at 0."""
+
+    kind = "relu"
+
+
+@dataclass(frozen=True, repr=False)
+class LeakyReLU(Activation):
+    """x where x > 0, else negative_slope x (Maas et al. 2013)."""
+
+    kind = "leaky_relu"
+    negative_slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        slope = _checks.number("negative_slope", self.negative_slope, "(-inf, inf)")
+        object.__setattr__(self, "negative_slope", slope)
+        object.__setattr__(self, "gain", math.sqrt(2 / (1 + slope**2)))
+
+    @property
+    def op(self) -> Op:
+        return Op(self.kind, self.negative_slope)
+
+
+@dataclass(frozen=True, repr=False)
+class ELU(Activation):
+    """x where x > 0, else alpha (exp(x) - 1) (Clevert et al. 2016)."""
+
+    kind = "elu"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", _checks.number("alpha", self.alpha, "(0, inf)"))
+
+    @property
+    def op(self) -> Op:
+        return Op(self.kind, self.alpha)
+
+
+class SELU(Activation):
+    """1.0507 ELU(x) with alpha 1.6733: keeps mean 0 and variance 1 (Klambauer et al. 2017)."""
+
+    kind = "selu"
+    gain = 1.0
+
+
+@dataclass(frozen=True, repr=False)
+class GELU(Activation):
+    """x Phi(x), Phi the normal distribution function (Hendrycks and Gimpel 2016).
+
+    With ``approximate="tanh"``: ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``.
+    """
+
+    approximate: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.approximate not in ("none", "tanh"):
+            raise unknown_name("approximate", self.approximate, ("none", "tanh"))
+        object.__setattr__(self, "kind", "gelu" if self.approximate == "none" else "gelu_tanh")
+
+
+class SiLU(Activation):
+    """x sigmoid(x), also called swish (Elfwing et al. 2018)."""
+
+    kind = "silu"
+
+
+class Mish(Activation):
+    """x tanh(softplus(x)) (Misra 2020)."""
+
+    kind = "mish"
+
+
+class Softplus(Activation):
+    """log(1 + exp(x))."""
+
+    kind = "softplus"
+
+
+class Tanh(Activation):
+    """The hyperbolic tangent."""
+
+    kind = "tanh"
+    gain = 5 / 3
+
+
+class Sigmoid(Activation):
+    """1 / (1 + exp(-x))."""
+
+    kind = "sigmoid"
+    gain = 1.0
+
+
+ACTIVATIONS: dict[str, Callable[[], Activation]] = {
+    "identity": Identity,
+    "relu": ReLU,
+    "leaky_relu": LeakyReLU,
+    "elu": ELU,
+    "selu": SELU,
+    "gelu": GELU,
+    "gelu_tanh": partial(GELU, approximate="tanh"),
+    "silu": SiLU,
+    "mish": Mish,
+    "softplus": Softplus,
+    "tanh": Tanh,
+    "sigmoid": Sigmoid,
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Dropout(Module):
+    """While training, each value is 0 with probability p, else divided by 1 - p (Srivastava et al. 2014).
+
+    The masks are functions of the trainer's seed, the step, the row and the unit: no thread can change them.
+    """
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "p", _checks.number("p", self.p, "[0, 1)"))
+
+
+class Softmax(Module):
+    """exp(x_c) / sum exp(x), as the last module: `Sequential` then gives probabilities.
+
+    The cross-entropy takes what comes before it, so that it stays exact where the softmax would be rounded to 0 or 1.
+    """

@@ -1,0 +1,378 @@
+"""Networks: a `Sequential` of modules holds the numbers and computes outputs.
+
+It cuts its modules into a plan (`fastmb.plan`), lays all parameters in one flat vector, draws their initial values
+(`fastmb.init`), and runs them by an executor (`fastmb.executors`). Training is the business of `fastmb.trainer`. The
+modules, from `fastmb.modules`, have their public place here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from . import _checks, executors, init
+from ._errors import unknown_name
+from .data import check_X
+from .modules import (
+    ACTIVATIONS,
+    ELU,
+    GELU,
+    SELU,
+    Activation,
+    Dropout,
+    Identity,
+    LeakyReLU,
+    Linear,
+    Mish,
+    Module,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from .plan import Op, Plan, Stage, aligned, views
+from .rng import Stream
+
+__all__ = [
+    "ACTIVATIONS",
+    "ELU",
+    "GELU",
+    "SELU",
+    "Activation",
+    "Dropout",
+    "Identity",
+    "LeakyReLU",
+    "Linear",
+    "Mish",
+    "Module",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+    "mlp",
+]
+
+DTYPES = ("float32", "float64")
+_CACHE_LINE = 64  # bytes
+
+
+class Sequential:
+    """A network: modules, one after the other.
+
+    Parameters
+    ----------
+    *modules : Module
+        `Linear`, activations, `Dropout`; `Softmax` at the end or not at all.
+    seed : int, default 0
+        Of the initial weights: one stream of random numbers for all parameters, in their order.
+    dtype : {"float32", "float64"}, default "float32"
+        Of parameters and arithmetic.
+
+    Attributes
+    ----------
+    flat : ndarray
+        All parameters in one vector, with gaps of zeros; `parameters` are views into it.
+    plan : fastmb.plan.Plan
+        What executors run.
+    task : {"classification", "multilabel", "regression"} or None
+        What `predict` returns; the loss of a `Trainer` decides it.
+    squeeze : bool
+        Whether `predict` drops the output dimension, (n,) for (n, 1): a `Trainer` sets it if y was (n,).
+    input_scale : float
+        What inputs are multiplied by before anything else: a `Trainer` sets its own.
+
+    Examples
+    --------
+    >>> net = Sequential(Linear(784, 128), ReLU(), Dropout(0.1), Linear(128, 10), seed=0)
+    >>> net.parameters()["3.weight"].shape
+    (128, 10)
+    """
+
+    def __init__(self, *modules: Module, seed: int = 0, dtype: Any = "float32") -> None:
+        self.modules = _check_modules(modules)
+        self.seed = _checks.seed(seed)
+        self.dtype = _check_dtype(dtype)
+        self.task: str | None = None
+        self.squeeze = False
+        self.input_scale = 1.0
+        self._build()
+        self._initialise()
+
+    def _build(self, flat: np.ndarray | None = None) -> None:
+        """What follows from the modules and the dtype; the parameters are copied from `flat`."""
+        self.softmax = isinstance(self.modules[-1], Softmax)
+        self.plan = _plan(self.modules, self.dtype)
+        self.flat = _aligned_zeros(self.plan.size, self.dtype)
+        if flat is not None:
+            self.flat[:] = flat
+        self._parameters = views(self.flat, self.plan)
+        self._executor: executors.Executor | None = None
+
+    def _initialise(self) -> None:
+        stream = Stream(self.seed)
+        gains = _gains(self.modules)
+        for name, array in self._parameters.items():
+            index, what = name.split(".")
+            linear = self.modules[int(index)]
+            assert isinstance(linear, Linear)
+            fans = linear.in_features, linear.out_features
+            start = linear.init if what == "weight" else linear.bias_init
+            array[:] = init.draw(start, array.shape, fans, gains[int(index)], stream)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("modules", "seed", "dtype", "task", "squeeze", "input_scale", "flat")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        flat = state.pop("flat")
+        self.__dict__.update(state)
+        self._build(flat)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The parameters by name ("0.weight", "0.bias", ...), as views: writing to one changes the network.
+
+        The weight of a `Linear` is [in_features, out_features], the transpose of torch's.
+        """
+        return dict(self._parameters)
+
+    def __call__(self, X: Any) -> np.ndarray:
+        """The network's output, without dropout: raw values, or probabilities if it ends in `Softmax`.
+
+        Parameters
+        ----------
+        X : array-like (n, n_features) or (n_features,)
+            Rows, or one row. NaN and infinity are let through.
+
+        Returns
+        -------
+        ndarray (n, n_outputs) or (n_outputs,), of the network's dtype
+        """
+        return self._output(X, False, softmax_ if self.softmax else None)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """What the network says of each row, by its `task`.
+
+        The most probable class, int64 ``(n,)``, after training with cross-entropy; which labels are more probable than
+        not, int64 ``(n, n_outputs)``, after binary cross-entropy; else the output. Takes rows or one row, finite.
+        """
+        if self.task == "classification":
+            classes: np.ndarray = self._output(X, True, None).argmax(axis=-1)
+            return classes
+        if self.task == "multilabel":
+            return self._squeezed((self._output(X, True, None) > 0).astype(np.int64))
+        return self._squeezed(self._output(X, True, softmax_ if self.softmax else None))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probability of each class or label, ``(n, n_outputs)``.
+
+        Raises
+        ------
+        ValueError
+            If X has a wrong shape, NaN or infinity; if the network knows no probabilities, that is, neither ends in
+            `Softmax` nor was trained with cross-entropy or binary cross-entropy.
+        """
+        if self.softmax or self.task == "classification":
+            return self._output(X, True, softmax_)
+        if self.task == "multilabel":
+            return self._squeezed(self._output(X, True, sigmoid_))
+        raise ValueError(
+            "predict_proba takes a network that ends in Softmax() or was trained with cross_entropy or "
+            f"bce_with_logits; this one's task is {self.task!r}"
+        )
+
+    def _output(self, X: Any, check_finite: bool, link: Callable[[np.ndarray], None] | None) -> np.ndarray:
+        """The plan's output for `X`, through `link` in place."""
+        if not isinstance(X, np.ndarray):
+            X = np.asarray(X)
+        one_row = X.ndim == 1
+        X = check_X(X[None] if one_row else X, self.plan.stages[0].n_in, check_finite=check_finite)
+        if self._executor is None:
+            self._executor = executors.default()(self.plan, self.flat, None, None)
+        out = np.empty((len(X), self.plan.stages[-1].n_out), self.dtype)
+        self._executor.forward(X, self.input_scale, out)
+        if link is not None:
+            link(out)
+        return out[0] if one_row else out
+
+    def _squeezed(self, out: np.ndarray) -> np.ndarray:
+        return out[..., 0] if self.squeeze else out
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.modules)
+
+    def __getitem__(self, index: int) -> Module:
+        return self.modules[index]
+
+    def __repr__(self) -> str:
+        lines = (f"  ({i}): {module!r}" for i, module in enumerate(self.modules))
+        return "\n".join(["Sequential(", *lines, ")"])
+
+    def summary(self, batch_size: int | None = None) -> str:
+        """A table of the modules, the shapes of their outputs and their parameters.
+
+        With a `batch_size`, the shapes have it and a line tells the floating-point operations of a training step.
+        """
+        rows = "n" if batch_size is None else str(_checks.integer("batch_size", batch_size, 1))
+        table = [("", "module", "output", "parameters")]
+        width = self.plan.n_features
+        for i, module in enumerate(self.modules):
+            count = 0
+            if isinstance(module, Linear):
+                width = module.out_features
+                count = (module.in_features + module.bias) * width
+            table.append((str(i), repr(module), f"({rows}, {width})", f"{count:,}" if count else ""))
+        a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
+        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        total = sum(stage.size for stage in self.plan.stages)
+        lines.append(f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB")
+        if batch_size is not None:
+            lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
+        return "\n".join(lines)
+
+
+def mlp(
+    sizes: Sequence[int],
+    activation: str = "relu",
+    dropout: float = 0.0,
+    dtype: Any = "float32",
+    seed: int = 0,
+    bias: bool = True,
+) -> Sequential:
+    """A network of `Linear` layers with the same activation, and dropout if there is any, between them.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Features, hidden units of each layer, outputs.
+    activation : str, default "relu"
+        A name in `ACTIVATIONS`.
+    dropout : float, default 0
+        Probability of `Dropout` after each activation.
+    dtype, seed
+        As for `Sequential`.
+    bias : bool, default True
+        As for `Linear`.
+
+    Examples
+    --------
+    >>> mlp([784, 128, 10], dropout=0.1)
+    Sequential(
+      (0): Linear(784, 128)
+      (1): ReLU()
+      (2): Dropout(p=0.1)
+      (3): Linear(128, 10)
+    )
+    """
+    sizes = list(sizes)
+    if len(sizes) < 2:
+        raise ValueError(f"sizes must have at least 2 values, features and outputs; got {sizes!r}")
+    if activation not in ACTIVATIONS:
+        raise unknown_name("activation", activation, ACTIVATIONS)
+    between = [ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
+    modules: list[Module] = []
+    for n_in, n_out in pairwise(sizes):
+        modules += [Linear(n_in, n_out, bias), *between]
+    return Sequential(*modules[: -len(between)], seed=seed, dtype=dtype)
+
+
+def softmax_(z: np.ndarray) -> None:
+    """Softmax of each row, in place."""
+    z -= z.max(axis=1, keepdims=True)
+    np.exp(z, out=z)
+    z /= z.sum(axis=1, keepdims=True)
+
+
+def sigmoid_(z: np.ndarray) -> None:
+    """The sigmoid, in place, as (1 + tanh(z / 2)) / 2, which can't overflow."""
+    z *= 0.5
+    np.tanh(z, out=z)
+    z += 1
+    z *= 0.5
+
+
+def _check_dtype(dtype: Any) -> np.dtype:
+    try:
+        found: np.dtype = np.dtype(dtype)
+    except TypeError:
+        raise unknown_name("dtype", dtype, DTYPES) from None
+    if found.name not in DTYPES or not found.isnative:
+        raise unknown_name("dtype", found.name, DTYPES)
+    return found
+
+
+def _check_modules(modules: tuple[Module, ...]) -> tuple[Module, ...]:
+    """`modules`, if they make a network."""
+    before: tuple[int, Linear] | None = None
+    for i, module in enumerate(modules):
+        if not isinstance(module, Module):
+            raise TypeError(f"modules[{i}] must be a module such as Linear(64, 10) or ReLU(); got {module!r}")
+        if isinstance(module, Softmax) and i < len(modules) - 1:
+            raise ValueError(f"Softmax must be the last module; modules[{i}] of {len(modules)} is one")
+        if not isinstance(module, Linear):
+            continue
+        if any(module is other for other in modules[:i]):
+            raise ValueError(f"modules[{i}], {module!r}, is there twice; layers share no parameters: make another one")
+        if before is not None and before[1].out_features != module.in_features:
+            raise ValueError(
+                f"modules[{i}], {module!r}, takes {module.in_features} features; "
+                f"modules[{before[0]}], {before[1]!r}, gives {before[1].out_features}"
+            )
+        before = i, module
+    if before is None:
+        raise ValueError("modules must hold at least one Linear; got " + (", ".join(map(repr, modules)) or "none"))
+    return modules
+
+
+def _plan(modules: tuple[Module, ...], dtype: np.dtype) -> Plan:
+    """The modules cut into stages. What does nothing (`Identity`, a `Dropout` of 0) is left out."""
+    layers: list[tuple[int, Linear, list[Op]]] = []
+    input_ops: list[Op] = []
+    ops = input_ops
+    dropouts = 0
+    for i, module in enumerate(modules):
+        if isinstance(module, Linear):
+            ops = []
+            layers.append((i, module, ops))
+        elif isinstance(module, Dropout):
+            if module.p > 0:
+                ops.append(Op("dropout", module.p, dropouts))
+            dropouts += 1
+        elif isinstance(module, Activation) and not isinstance(module, Identity):
+            ops.append(module.op)
+    stages: list[Stage] = []
+    offset = 0
+    for i, linear, ops in layers:
+        stages.append(Stage(linear.in_features, linear.out_features, linear.bias, offset, tuple(ops), str(i)))
+        offset = aligned(offset + stages[-1].size)
+    return Plan(dtype, tuple(input_ops), tuple(stages))
+
+
+def _gains(modules: tuple[Module, ...]) -> list[float]:
+    """For each module, the gain of the activation that follows it before the next `Linear`; 1 if none does."""
+    gains = []
+    gain = 1.0
+    for module in reversed(modules):
+        gains.append(gain)
+        if isinstance(module, Linear):
+            gain = 1.0
+        elif isinstance(module, Activation):
+            gain = module.gain
+    return gains[::-1]
+
+
+def _aligned_zeros(n: int, dtype: np.dtype) -> np.ndarray:
+    """`n` zeros that start at a cache line."""
+    memory = np.zeros(n * dtype.itemsize + _CACHE_LINE, dtype=np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return memory[start : start + n * dtype.itemsize].view(dtype)

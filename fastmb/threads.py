@@ -1,0 +1,99 @@
+"""The one place where a thread count is decided, and which instruction set is used.
+
+A count is never more than what the caller asked for, what OpenMP would use in this thread now (`OMP_NUM_THREADS`, a live
+`omp_set_num_threads`, `threadpoolctl`), the processors this process may run on, and the processors' worth of time that
+its control group gives it. Where nobody asked, it is also no more than the work of a step can feed. None of these
+limits is changed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ._errors import unknown_name
+
+#: Operations of a training step that make a further thread worth its two barriers.
+FLOPS_PER_THREAD = 60_000.0
+
+_looked: tuple[float, int] = (-math.inf, 1)  # when the machine was last looked at, and what it allows
+
+
+def resolve(asked: int | None, flops: float) -> int:
+    """The threads for steps of `flops` operations."""
+    allowed = limit()
+    if asked is not None:
+        return min(asked, allowed)
+    return max(1, min(allowed, int(flops / FLOPS_PER_THREAD)))
+
+
+def limit() -> int:
+    """The most threads that may run: OpenMP's live count for this thread, and what the machine allows."""
+    from .executors import native
+
+    live = native.max_threads()
+    return live if live == 1 else min(live, machine_limit())
+
+
+def machine_limit() -> int:
+    """Processors that this process may use: affinity and control group, looked at anew every second at the most."""
+    global _looked
+    now = time.monotonic()
+    if now - _looked[0] > 1.0:
+        affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _looked = (now, max(1, min(affinity, cgroup_limit())))
+    return _looked[1]
+
+
+def cgroup_limit(root: Path = Path("/sys/fs/cgroup"), self_file: Path = Path("/proc/self/cgroup")) -> int:
+    """Processors' worth of time that the control groups of this process allow (versions 1 and 2), rounded up."""
+    limit = 1 << 30
+    try:
+        lines = self_file.read_text().splitlines()
+    except OSError:
+        return limit
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2: cpu.max holds "quota period" or "max period"
+            folders = [root / "unified" / path.lstrip("/"), root / path.lstrip("/"), root]
+            limit = min(limit, _first(folders, _v2_quota))
+        elif "cpu" in controllers.split(","):
+            folders = [root / controllers / path.lstrip("/"), root / "cpu" / path.lstrip("/"), root / "cpu"]
+            limit = min(limit, _first(folders, _v1_quota))
+    return limit
+
+
+def _first(folders: list[Path], quota: Callable[[Path], int | None]) -> int:
+    """The smallest limit in a group or those above it; without one, no limit."""
+    limits = []
+    for folder in folders:
+        try:
+            found = quota(folder)
+        except (OSError, ValueError):
+            continue
+        if found is not None:
+            limits.append(found)
+    return min(limits, default=1 << 30)
+
+
+def _v2_quota(folder: Path) -> int | None:
+    quota, period = (folder / "cpu.max").read_text().split()
+    return None if quota == "max" else math.ceil(int(quota) / int(period))
+
+
+def _v1_quota(folder: Path) -> int | None:
+    quota = int((folder / "cpu.cfs_quota_us").read_text())
+    return None if quota < 0 else math.ceil(quota / int((folder / "cpu.cfs_period_us").read_text()))
+
+
+def choose_isa(available: list[str]) -> str:
+    """The widest instruction set, or the one that the environment's FASTMB_ISA names."""
+    forced = os.environ.get("FASTMB_ISA")
+    if not forced:
+        return available[-1]
+    if forced not in available:
+        raise unknown_name("FASTMB_ISA", forced, available)
+    return forced

@@ -1,0 +1,312 @@
+"""Training: a network, a loss and an optimiser brought together and run over data by an executor.
+
+The trainer is the only one who knows how far training is: updates made (`t`), epochs done (`epoch`), and, when a fit
+was broken off, the place within an epoch. Everything random is a function of these and of the seed. The loop of `fit`
+is in `fastmb._fitting`; the checks of the data are in `fastmb.data`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import losses, optim
+from ._checks import integer, number
+from ._checks import seed as check_seed
+from ._errors import unknown_name
+from ._fitting import Epoch, Fitting
+from ._metrics import BY_TASK
+from .data import Batches, check_weights, check_X, check_y
+from .executors import Training, load
+from .history import History
+from .losses import Loss
+from .nn import Sequential, _aligned_zeros
+from .optim import Adam, Optimizer
+from .plan import views
+
+_CHUNK = 1 << 22  # numbers of the widest layer that an evaluation may have at a time
+_FOREVER = 1e9  # seconds
+
+
+class Trainer:
+    """Trains a network by mini-batch gradient descent.
+
+    Parameters
+    ----------
+    net : Sequential
+        The network; its parameters are changed in place.
+    loss : str or Loss, default "cross_entropy"
+        ``"cross_entropy"``, ``"bce_with_logits"``, ``"mse"``, ``"mae"``, ``"huber"``, or an instance with options.
+    optimizer : str or Optimizer, optional
+        An instance such as ``SGD(lr=0.1, momentum=0.9)``, or a name. Default: ``Adam()``, with its lr of 0.001.
+    batch_size : int, default 64
+        Rows of a mini-batch; may be more than there are. The last of an epoch may be smaller.
+    shuffle : bool, default True
+        Take the rows in a new order in each epoch (else in their own).
+    drop_last : bool, default False
+        Leave out the last mini-batch of an epoch if it is smaller.
+    seed : int, default 0
+        For the order of rows and the dropout masks. Same seed and data, same bits.
+    n_threads : int, optional
+        At most so many threads. Default: what the machine allows. The result doesn't depend on it.
+    executor : {"native", "numpy"}, default "native"
+        What runs the steps: compiled code, or the slow and plain reference.
+    input_scale : float, default 1
+        What X is multiplied by as it is read, such as 1/255 for images in uint8. `net` uses it too, to predict.
+
+    Attributes
+    ----------
+    net, loss, optimizer
+        As given, names replaced by instances.
+    t : int
+        Updates made.
+    epoch : int
+        Epochs completed.
+    state : ndarray of shape (optimizer.n_states, net.plan.size)
+        The optimiser's state.
+    history : History
+        One row for each epoch of all fits.
+
+    Notes
+    -----
+    A trainer can be pickled and copied, in the middle of an epoch too, and goes on to the same bits. Its methods wait
+    for one another when called from several threads.
+
+    Examples
+    --------
+    >>> import fastmb as mb
+    >>> X, y = mb.datasets.load_digits()
+    >>> trainer = mb.Trainer(mb.mlp([64, 32, 10]), optimizer=mb.Adam(lr=0.01), input_scale=1 / 16)
+    >>> history = trainer.fit(X[:1500], y[:1500], max_epochs=20, verbose=0)
+    >>> trainer.evaluate(X[1500:], y[1500:])["accuracy"] > 0.9
+    True
+    """
+
+    def __init__(
+        self,
+        net: Sequential,
+        loss: str | Loss = "cross_entropy",
+        optimizer: str | Optimizer | None = None,
+        *,
+        batch_size: int = 64,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        n_threads: int | None = None,
+        executor: str = "native",
+        input_scale: float = 1.0,
+    ) -> None:
+        if not isinstance(net, Sequential):
+            raise TypeError(f"net must be a Sequential; got {type(net).__name__}")
+        self.net = net
+        self.loss = losses.get(loss)
+        self.loss.check_outputs(net.plan.n_outputs)
+        if net.softmax and self.loss.task != "classification":
+            raise ValueError(f"a Softmax at the output goes with cross_entropy; loss is {self.loss.kind}")
+        self.optimizer = Adam() if optimizer is None else optim.get(optimizer)
+        self.batch_size = integer("batch_size", batch_size, 1)
+        self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
+        self.seed = check_seed(seed)
+        self.n_threads = None if n_threads is None else integer("n_threads", n_threads, 1)
+        self.executor = executor
+        self.input_scale = number("input_scale", input_scale, "(0, inf)")
+        self.t = self.epoch = 0
+        self.history = History()
+        self._current: Epoch | None = None  # an epoch that was broken off
+        self._build(None)
+        net.task, net.input_scale = self.loss.task, self.input_scale
+
+    def _build(self, state: np.ndarray | None) -> None:
+        """What can't be pickled, and the optimiser's state, fresh or a copy."""
+        n, plan = self.optimizer.n_states, self.net.plan
+        self.state = _aligned_zeros(n * plan.size, plan.dtype).reshape(n, plan.size)
+        if state is None:
+            self.optimizer.init_state(self.state)
+        else:
+            self.state[:] = state
+        self._lock = threading.RLock()
+        training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed)
+        self._executor = load(self.executor)(plan, self.net.flat, training, self.n_threads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {name: value for name, value in vars(self).items() if name not in ("_lock", "_executor")}
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        vars(self).update(attributes)
+        self._build(self.state)
+
+    def __repr__(self) -> str:
+        settings = f"{self.loss!r}, {self.optimizer!r}, batch_size={self.batch_size}"
+        return f"Trainer({settings}, executor={self.executor!r}): {self.epoch} epochs, {self.t} updates"
+
+    def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Train on one mini-batch, all rows of `X` in their order, and return its mean loss before the update.
+
+        Parameters are as in `fit`, but for NaN and infinity: here they show in the loss.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is NaN or infinite; nothing is changed then.
+        """
+        with self._lock:
+            batches = self._mini_batch(X, y, sample_weight)
+            t = self.t
+            sums = np.zeros((1, 2))
+            coefficients = self.optimizer.coefficients(t, 1, self.optimizer.learning_rates(t, 1))
+            if not self._executor.run(batches, 0, t, coefficients, sums, _FOREVER):
+                raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
+            self.t = t + 1
+            return _mean(*sums[0].tolist())
+
+    def gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, dict[str, np.ndarray]]:
+        """The mean loss of one mini-batch, and its gradient by parameter name, as `step` would use it.
+
+        Nothing is updated. Dropout is that of the next `step`; the optimiser's weight decay is not in it.
+        """
+        with self._lock:
+            batches = self._mini_batch(X, y, sample_weight)
+            gradient, sums = np.zeros_like(self.net.flat), np.zeros(2)
+            self._executor.gradients(batches, self.t, gradient, sums)
+            return _mean(*sums.tolist()), views(gradient, self.net.plan)
+
+    def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches:
+        X, y, weight = self._checked(X, y, sample_weight, check_finite=False)
+        return Batches(X, y, weight, None, len(X), self.input_scale)
+
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any, check_finite: bool, suffix: str = ""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        plan = self.net.plan
+        X_name, y_name = "X" + suffix, "y" + suffix
+        X = check_X(X, plan.n_features, check_finite, X_name)
+        squeeze = np.ndim(y) == 1
+        y = check_y(y, X, self.loss.task, plan.n_outputs, check_finite, y_name, X_name)
+        weight = None if sample_weight is None else check_weights(sample_weight, X)
+        self.net.squeeze = squeeze
+        return X, y, weight
+
+    def evaluate(self, X: Any, y: Any, sample_weight: Any = None, check_finite: bool = True) -> dict[str, float]:
+        """The mean loss and the metric over all rows, without dropout.
+
+        Rows are taken some thousand at a time, so that memory doesn't grow with the set.
+
+        Returns
+        -------
+        dict
+            ``loss``, with class weights and label smoothing as in training; and
+
+            - ``accuracy`` for ``cross_entropy``, the share of rows whose largest output is the right class; for
+              ``bce_with_logits``, of labels on whose right side of 0 the output is (targets count as 1 above 0.5);
+            - ``r2`` else, averaged over the outputs.
+
+            Sample weights are in all of them.
+        """
+        with self._lock:
+            return self._evaluate(*self._checked(X, y, sample_weight, check_finite))
+
+    def _evaluate(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> dict[str, float]:
+        plan = self.net.plan
+        chunk = max(1, _CHUNK // max(plan.n_features, *(stage.n_out for stage in plan.stages)))
+        metric = BY_TASK[self.loss.task]()
+        total = np.zeros(2)
+        for start in range(0, len(X), chunk):
+            rows = slice(start, start + chunk)
+            w = None if weight is None else weight[rows]
+            batches = Batches(X[rows], y[rows], w, None, self.batch_size, self.input_scale)
+            n = len(batches.X)
+            out, parts = np.empty((n, plan.n_outputs), plan.dtype), np.empty((2, n))
+            self._executor.evaluate(batches, out, parts[0], parts[1])
+            total += parts.sum(axis=1)
+            metric.add(out, y[rows], np.ones(n) if w is None else w)
+        return {"loss": _mean(*total.tolist()), metric.name: metric.result()}
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        max_epochs: int = 10,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight: Any = None,
+        verbose: int = 1,
+        stop_at: Mapping[str, float] | None = None,
+        max_seconds: float | None = None,
+        check_finite: bool = True,
+    ) -> History:
+        """Train for a number of epochs.
+
+        Called again, it goes on: with the next epoch, or in the middle of one that was broken off, if `X` has as many
+        rows as then. Ctrl-C ends it after the current mini-batch; no exception is raised.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+            bool, integers or floats of up to 64 bits, in any memory layout. Not copied, unless byte-swapped.
+        y : array-like
+            For ``cross_entropy`` class indices (n,), or probabilities (n, C); else targets (n, C), or (n,) if C is 1.
+        max_epochs : int, default 10
+            Epochs of this call. The rest of one that was broken off counts as one.
+        X_val, y_val : array-like, optional
+            Validation data, evaluated after every epoch.
+        sample_weight : array-like of shape (n,), optional
+            Weights of the rows of `X`, not negative. Losses are means over the weights.
+        verbose : int, default 1
+            1 shows the progress (as a bar if tqdm is installed), 0 is silent.
+        stop_at : mapping, optional
+            Stop after an epoch that reaches all of these: losses down to, metrics up to, such as
+            ``{"val_accuracy": 0.9}``.
+        max_seconds : float, optional
+            Stop after the first mini-batch that ends later than this.
+        check_finite : bool, default True
+            Look for NaN and infinity in the data first.
+
+        Returns
+        -------
+        History
+            The rows of this and all earlier fits; ``history.stopped`` says why this one ended.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For data that don't fit; nothing is changed then.
+        FloatingPointError
+            If the loss, or a weight, becomes NaN or infinite. Weights, optimiser and position are those of the end of
+            the last epoch (or fit) that was finite.
+        """
+        begin = time.perf_counter()
+        max_epochs = integer("max_epochs", max_epochs, 1)
+        limit = _FOREVER if max_seconds is None else number("max_seconds", max_seconds, "[0, inf)")
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val must be given together")
+        with self._lock:
+            val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "_val")
+            goals = self._goals(stop_at, val is not None)
+            X, y, weight = self._checked(X, y, sample_weight, check_finite)
+            batches = Batches(X, y, weight, None, self.batch_size, self.input_scale)
+            steps = len(batches.X) // self.batch_size if self.drop_last else batches.n_batches
+            if not steps:
+                raise ValueError(f"X has {len(batches.X)} rows; drop_last leaves no mini-batch of {self.batch_size}")
+            self.history.stopped = None
+            fitting = Fitting(self, batches, steps, begin + limit)
+            self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
+            return self.history
+
+    def _goals(self, stop_at: Mapping[str, float] | None, validated: bool) -> dict[str, float]:
+        known = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * validated
+        for name in stop_at or {}:
+            if name not in known:
+                error = unknown_name("stop_at", name, known)
+                raise ValueError(f"{error}" + " (val_ metrics need X_val and y_val)" * (not validated))
+        return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in (stop_at or {}).items()}
+
+
+def _mean(total: float, weight: float) -> float:
+    return total / weight if weight else math.nan

@@ -1,0 +1,68 @@
+"""The one compiled extension; everything else about the package is in pyproject.toml.
+
+`fastmb.executors.native` is made of native.pyx (loops and threads) and csrc/*.c (what one core does to one block).
+The base is x86-64-v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
+beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. There is no -march=native and no -ffast-math.
+"""
+
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+
+import numpy as np
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+BASE = ["-march=x86-64-v2"] if platform.machine() in ("x86_64", "AMD64") else []
+# Nothing is fused but what the kernels fuse themselves, and nothing is reordered: the arithmetic contract.
+ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+OTHERS = ["-O3", "-std=gnu11", "-fopenmp", "-fvisibility=hidden"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # kernels of one kind share a signature
+# Python's own flags ask for debug information, most of a wheel's size: it is for who asks, `CFLAGS=-g pip install .`
+DEBUG = ["-g"] if "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]
+
+
+class BuildExt(build_ext):
+    """Compiles the files of the extension side by side, and leaves a copy of the result beside its source.
+
+    The copy is for commands run in the checkout, such as ``python -m fastmb``: Python looks into the current
+    directory first, so they import ./fastmb and not what pip installed.
+    """
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.cython_c_in_temp = True  # native.c goes to build/, not beside native.pyx
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_all = self.compiler.compile
+
+        def compile_side_by_side(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor() as pool:
+                compiled = list(pool.map(lambda source: compile_all([source], **options), sources))
+            return [name for names in compiled for name in names]
+
+        self.compiler.compile = compile_side_by_side
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler.compile = compile_all
+
+    def run(self) -> None:
+        super().run()
+        if not self.inplace:
+            self.copy_extensions_to_source()
+
+
+native = Extension(
+    "fastmb.executors.native",
+    sources=["fastmb/executors/native.pyx", *sorted(glob("csrc/*.c"))],
+    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("fastmb/executors/*.px[di]")),
+    include_dirs=["csrc", np.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+    extra_compile_args=[*OTHERS, *WARNINGS, *DEBUG, *ARITHMETIC, *BASE],
+    extra_link_args=["-fopenmp"],
+)
+native.cython_directives = {"language_level": "3"}
+
+setup(ext_modules=[native], cmdclass={"build_ext": BuildExt})

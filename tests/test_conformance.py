@@ -1,0 +1,255 @@
+"""Every executor computes what the reference computes, and `native` the same bits however it is run.
+
+The reference is the `numpy` executor in float64, itself checked by finite differences in test_reference.py. A gradient of
+K products in a dtype with rounding unit u may be off by about K u times the sum of the products' sizes; the sizes are
+near 1 here, and the tolerances below are that with K of the largest sum in the case, times `SLACK` for the stages that
+an error passes through.
+"""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import threads
+from fastmb.data import Batches
+from fastmb.executors import Training, native
+from fastmb.executors.native import NativeExecutor
+from fastmb.executors.reference import NumpyExecutor
+from fastmb.plan import views
+
+ISAS = native.available_isas()
+FMA_ISAS = [isa for isa in ISAS if isa != "v2"]
+DTYPES = ["float32", "float64"]
+ACTIVATIONS = ["relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh", "sigmoid"]
+LOSSES = {
+    "cross_entropy": mb.CrossEntropy(),
+    "cross_entropy, smoothed and weighted": mb.CrossEntropy(label_smoothing=0.1, class_weight=[0.5, 1.0, 2.0, 0.0, 1.5]),
+    "bce_with_logits": mb.BCEWithLogits(),
+    "bce_with_logits, weighted": mb.BCEWithLogits(pos_weight=[0.5, 1.0, 2.0, 3.0, 1.5]),
+    "mse": mb.MSE(),
+    "mae": mb.MAE(),
+    "huber": mb.Huber(delta=0.7),
+}
+OPTIMIZERS = {
+    "sgd": mb.SGD(lr=0.1, weight_decay=0.01),
+    "momentum": mb.SGD(lr=0.1, momentum=0.9, dampening=0.1),
+    "nesterov": mb.SGD(lr=0.1, momentum=0.9, nesterov=True),
+    "adam": mb.Adam(lr=0.01, weight_decay=0.01),
+    "amsgrad": mb.Adam(lr=0.01, amsgrad=True),
+    "adamw": mb.AdamW(lr=0.01),
+    "rmsprop": mb.RMSprop(),
+    "rmsprop, momentum": mb.RMSprop(momentum=0.9),
+    "rmsprop, centered": mb.RMSprop(centered=True),
+    "rmsprop, centered, momentum": mb.RMSprop(centered=True, momentum=0.9),
+    "adagrad": mb.Adagrad(lr_decay=0.1),
+}
+ODD = [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97]
+SLACK = 8
+
+
+@pytest.fixture
+def any_thread_count(monkeypatch):
+    """As many threads as asked for, whatever the machine has."""
+    monkeypatch.setattr(threads, "limit", lambda: 16)
+
+
+def targets(loss, n, n_out, rng, rows=False):
+    if loss.kind == "cross_entropy":
+        return rng.dirichlet(np.ones(n_out), n) if rows else rng.integers(0, n_out, n)
+    if loss.kind == "bce_with_logits":
+        return rng.integers(0, 2, (n, n_out))
+    return rng.standard_normal((n, n_out))
+
+
+def executors(net, loss, optimizer, batch_size, isa, n_threads=1, seed=3):
+    """`native` and the reference, each on its own copy of the network."""
+    built = []
+    for build in (lambda *a: NativeExecutor(*a, n_threads, isa), NumpyExecutor):
+        state = np.zeros((optimizer.n_states, net.plan.size), net.plan.dtype)
+        optimizer.init_state(state)
+        flat = net.flat.copy()
+        built.append((build(net.plan, flat, Training(loss, optimizer, state, batch_size, seed)), flat, state))
+    return built
+
+
+def gradients(executor, net, batches):
+    out, sums = np.full(net.plan.size, np.nan, net.plan.dtype), np.full(2, np.nan)
+    executor.gradients(batches, 5, out, sums)
+    return out, sums
+
+
+def compare_gradients(net, loss, batches, isa, n_threads=1):
+    u = np.finfo(net.plan.dtype).eps
+    (ours, _, _), (reference, _, _) = executors(net, loss, mb.SGD(), batches.batch_size, isa, n_threads)
+    (got, sums), (expected, expected_sums) = (gradients(e, net, batches) for e in (ours, reference))
+    depth = max(len(batches.X), *(max(s.n_in, s.n_out) for s in net.plan.stages))
+    tolerance = SLACK * len(net.plan.stages) * np.sqrt(depth) * u
+    np.testing.assert_allclose(sums, expected_sums, rtol=tolerance)
+    for name, gradient in views(got, net.plan).items():
+        expect = views(expected, net.plan)[name]
+        size = max(1e-3, np.abs(expect).max())
+        np.testing.assert_allclose(gradient, expect, rtol=0, atol=tolerance * size, err_msg=name)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_are_those_of_the_reference(activation, loss, dtype, isa):
+    rng = np.random.default_rng(1)
+    net = mb.mlp([13, 18, 7, 5], activation=activation, dtype=dtype, seed=2)
+    X = rng.standard_normal((37, 13)).astype(dtype)
+    y, weight = targets(LOSSES[loss], 37, 5, rng), rng.random(37)
+    compare_gradients(net, LOSSES[loss], Batches(X, y, weight, None, 37), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ODD)
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_any_batch_size_and_width(rows, dtype, isa, n_threads, any_thread_count):
+    rng = np.random.default_rng(rows)
+    for n_in, hidden, n_out in [(rows, 17, 3), (5, rows, 33), (34, 15, rows)]:
+        net = mb.mlp([n_in, hidden, n_out], activation="tanh", dtype=dtype, seed=2)
+        X, y = rng.standard_normal((rows, n_in)).astype(dtype), rng.standard_normal((rows, n_out))
+        compare_gradients(net, mb.MSE(), Batches(X, y, None, None, rows), isa, n_threads)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_kind_of_network(isa):
+    rng = np.random.default_rng(0)
+    linear, act, drop = mb.Linear, mb.ReLU, mb.Dropout
+    for modules in [
+        [linear(6, 4)],
+        [linear(6, 4, bias=False)],
+        [linear(6, 9), linear(9, 4)],
+        [linear(6, 9, bias=False), act(), linear(9, 4)],
+        [drop(0.3), linear(6, 9), act(), drop(0.5), linear(9, 4)],
+        [mb.Tanh(), linear(6, 9), act(), mb.Tanh(), drop(0.2), linear(9, 4)],
+        [linear(6, 20), act(), linear(20, 20), mb.GELU(), drop(0.2), linear(20, 4), mb.Sigmoid()],
+        [linear(6, 20), act(), linear(20, 4), act()],
+    ]:
+        net = mb.Sequential(*modules, seed=1, dtype="float64")
+        X, y = rng.standard_normal((40, 6)), rng.standard_normal((40, 4))
+        compare_gradients(net, mb.MSE(), Batches(X, y, None, None, 40), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_probability_rows_as_targets(isa):
+    rng = np.random.default_rng(0)
+    net = mb.mlp([6, 9, 5], dtype="float64")
+    X = rng.standard_normal((40, 6))
+    for loss in (mb.CrossEntropy(), LOSSES["cross_entropy, smoothed and weighted"]):
+        y = targets(loss, 40, 5, rng, rows=True)
+        compare_gradients(net, loss, Batches(X, y, rng.random(40), None, 40), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_epochs_are_those_of_the_reference(name, isa):
+    rng = np.random.default_rng(1)
+    optimizer = OPTIMIZERS[name]
+    net = mb.Sequential(mb.Linear(13, 33), mb.SiLU(), mb.Dropout(0.2), mb.Linear(33, 5), seed=2, dtype="float64")
+    X, y, order = rng.standard_normal((70, 13)), rng.integers(0, 5, 70), rng.permutation(70)
+    batches = Batches(X, y, rng.random(70), order, 16)
+    steps = batches.n_batches
+    results = []
+    for executor, flat, state in executors(net, mb.CrossEntropy(), optimizer, 16, isa):
+        sums = np.full((steps, 2), np.nan)
+        for t in (0, steps):
+            coefficients = optimizer.coefficients(t, steps, optimizer.learning_rates(t, steps))
+            assert executor.run(batches, 0, t, coefficients, sums, 1e9) == steps
+        results.append((flat, state, sums))
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"])
+def test_data_of_any_dtype_and_layout_give_the_same_bits(source, dtype):
+    rng = np.random.default_rng(4)
+    X = rng.integers(0, 2 if source == "?" else 100, (83, 75)).astype(source)
+    y, order = rng.standard_normal((83, 3)), rng.permutation(83)
+    net = mb.mlp([75, 20, 3], dtype=dtype)
+    wide = np.zeros((166, 150), source)
+    wide[::2, ::2] = X
+    backward = np.ascontiguousarray(X[::-1, ::-1])[::-1, ::-1]
+    unaligned = np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:].view(source).reshape(X.shape)
+    digests = set()
+    plain = X.astype(dtype) * np.dtype(dtype).type(0.01)
+    for data, scale in [(plain, 1.0)] + [(x, 0.01) for x in (X, np.asfortranarray(X), wide[::2, ::2], backward, unaligned)]:
+        (executor, _, _), _ = executors(net, mb.MSE(), mb.SGD(), 83, ISAS[-1])
+        out, _ = gradients(executor, net, Batches(data, y, None, order, 83, scale))
+        digests.add(hashlib.sha256(out.tobytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def train(n_threads, isa, dtype, batch_size, by_step, monkeypatch, optimizer):
+    monkeypatch.setenv("FASTMB_ISA", isa)
+    rng = np.random.default_rng(1)
+    X, y = rng.standard_normal((150, 19)).astype(dtype), rng.integers(0, 10, 150)
+    net = mb.Sequential(
+        mb.Dropout(0.1), mb.Linear(19, 40), mb.GELU(), mb.Dropout(0.3), mb.Linear(40, 33), mb.ReLU(), mb.Linear(33, 10),
+        seed=2, dtype=dtype,
+    )
+    trainer = mb.Trainer(net, optimizer=optimizer, batch_size=batch_size, seed=7, n_threads=n_threads, shuffle=not by_step)
+    for _ in range(2):
+        if by_step == "step":
+            for start in range(0, 150, batch_size):
+                trainer.step(X[start : start + batch_size], y[start : start + batch_size])
+        else:
+            trainer.fit(X, y, max_epochs=1, verbose=0)
+    return hashlib.sha256(net.flat.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 16, 33, 64, 65, 150, 1000])
+def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, monkeypatch, any_thread_count):
+    digests = {
+        train(n, isa, dtype, batch_size, "", monkeypatch, mb.Adam(lr=0.01))
+        for n, isa in itertools.product([1, 2, 3, 4, 7], FMA_ISAS)
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_same_bits_for_fit_and_step(name, dtype, monkeypatch, any_thread_count):
+    digests = {
+        train(n, FMA_ISAS[-1] if FMA_ISAS else ISAS[-1], dtype, 16, how, monkeypatch, OPTIMIZERS[name])
+        for n, how in itertools.product([1, 3], ["step", "fit"])
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_outputs_and_losses_in_inference_are_those_of_the_reference(isa, any_thread_count):
+    rng = np.random.default_rng(1)
+    for rows, n_threads in itertools.product(ODD, [1, 3]):
+        net = mb.Sequential(mb.Dropout(0.5), mb.Linear(9, 33), mb.GELU(), mb.Linear(33, 5), dtype="float64")
+        X, y = rng.standard_normal((rows, 9)), rng.integers(0, 5, rows)
+        weight = rng.random(rows)
+        loss = LOSSES["cross_entropy, smoothed and weighted"]
+        results = []
+        for executor, _, _ in executors(net, loss, mb.SGD(), 16, isa, n_threads):
+            out, losses, weights = np.full((rows, 5), np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
+            executor.forward(X, 0.5, out)
+            results.append(out.copy())
+            out[:] = np.nan
+            executor.evaluate(Batches(X, y, weight, None, 16, 0.5), out, losses, weights)
+            results += [out, losses, weights]
+        for got, expected in zip(results[:4], results[4:], strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormals_are_zero_inside_a_sweep_and_left_alone_outside(dtype):
+    tiny = np.finfo(dtype).smallest_normal
+    net = mb.Sequential(mb.Linear(1, 1, bias=False), dtype=dtype)
+    net.parameters()["0.weight"][:] = tiny / 4
+    trainer = mb.Trainer(net, loss="mse", optimizer=mb.SGD(lr=1.0), batch_size=1)
+    trainer.step(np.zeros((1, 1), dtype), np.zeros((1, 1), dtype))
+    assert np.array([tiny], dtype)[0] / 2 > 0

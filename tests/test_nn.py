@@ -1,0 +1,262 @@
+"""Networks: their plans, their parameters, what they predict, and what they refuse."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import executors, nn
+from fastmb.executors.reference import NumpyExecutor
+from fastmb.plan import Op
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+
+def test_a_stage_is_a_linear_with_what_follows_it():
+    net = mb.Sequential(
+        mb.Dropout(0.1),
+        mb.Linear(4, 3),
+        mb.GELU("tanh"),
+        mb.Dropout(0.2),
+        mb.LeakyReLU(0.3),
+        mb.Linear(3, 2, bias=False),
+    )
+    plan = net.plan
+    assert plan.input_ops == (Op("dropout", 0.1, 0),)
+    assert plan.stages[0].ops == (Op("gelu_tanh"), Op("dropout", 0.2, 1), Op("leaky_relu", 0.3))
+    assert plan.stages[1].ops == ()
+    assert [(s.n_in, s.n_out, s.bias, s.offset, s.name) for s in plan.stages] == [
+        (4, 3, True, 0, "1"),
+        (3, 2, False, 16, "5"),
+    ]
+
+
+def test_what_does_nothing_is_no_part_of_the_plan():
+    net = mb.Sequential(mb.Identity(), mb.Linear(4, 3), mb.Dropout(0), mb.Identity(), mb.Softmax())
+    assert net.plan.input_ops == net.plan.stages[0].ops == ()
+
+
+def test_every_activation_has_the_kind_that_it_is_listed_under():
+    assert {name: make().kind for name, make in nn.ACTIVATIONS.items()} == {name: name for name in nn.ACTIVATIONS}
+
+
+def test_parameters_are_live_views_named_after_their_module():
+    net = mb.mlp([4, 3, 2], dtype="float64")
+    parameters = net.parameters()
+    assert {name: array.shape for name, array in parameters.items()} == {
+        "0.weight": (4, 3),
+        "0.bias": (3,),
+        "2.weight": (3, 2),
+        "2.bias": (2,),
+    }
+    assert all(np.shares_memory(array, net.flat) for array in parameters.values())
+    before = net(X)
+    parameters["2.bias"][:] += 1
+    np.testing.assert_allclose(net(X), before + 1, rtol=0, atol=4 * np.finfo(np.float64).eps * np.abs(before).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_flat_vector_starts_at_a_cache_line_also_after_a_pickle(dtype):
+    net = mb.mlp([4, 3, 2], dtype=dtype)
+    for one in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert one.flat.ctypes.data % 64 == 0
+        assert one.flat.dtype == net.dtype == dtype
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_says_the_same_and_owns_its_parameters(duplicate):
+    net = mb.mlp([4, 3, 2], dropout=0.5, activation="gelu_tanh", seed=7)
+    net(X)  # it has an executor now, which a copy must not share
+    net.task, net.squeeze, net.input_scale = "classification", True, 0.5
+    other = duplicate(net)
+    assert repr(other) == repr(net)
+    assert (other.task, other.squeeze, other.input_scale) == ("classification", True, 0.5)
+    assert np.array_equal(other(X), net(X))
+    before = net(X)
+    other.parameters()["0.weight"][:] = 0
+    assert np.array_equal(net(X), before)
+    assert not np.array_equal(other(X), before)
+
+
+def test_output_is_that_of_the_formula():
+    net = mb.mlp([4, 3, 2], activation="tanh", dropout=0.5, dtype="float64")
+    p = net.parameters()
+    expected = np.tanh(X.astype(np.float64) @ p["0.weight"] + p["0.bias"]) @ p["3.weight"] + p["3.bias"]
+    np.testing.assert_allclose(net(X), expected, rtol=1e-13)
+
+
+def test_one_row_gives_one_row():
+    net = mb.mlp([4, 3, 2])
+    assert net(X[0]).shape == (2,)
+    np.testing.assert_allclose(net(X[0]), net(X)[0], rtol=1e-5)
+    assert net(X[0].tolist()).shape == (2,)
+
+
+def test_inputs_are_scaled_by_input_scale():
+    net = mb.mlp([4, 3, 2], dtype="float64")
+    pixels = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    expected = net(pixels / 255)
+    net.input_scale = 1 / 255
+    np.testing.assert_allclose(net(pixels), expected, rtol=1e-13, atol=1e-15)
+
+
+def test_a_softmax_at_the_end_gives_probabilities():
+    linear = mb.Linear(4, 3, init="normal")
+    raw = mb.Sequential(linear, dtype="float64")(X) * 1000
+    net = mb.Sequential(mb.Linear(4, 3, init="normal"), mb.Softmax(), dtype="float64")
+    net.flat *= 1000  # exp would overflow if it were not shifted
+    z = np.exp(raw - raw.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(net(X), z / z.sum(axis=1, keepdims=True), rtol=1e-10, atol=1e-300)
+    assert np.array_equal(net.predict_proba(X), net(X))
+    assert np.array_equal(net.predict(X), net(X))  # no task yet
+
+
+def test_predict_returns_what_the_task_asks_for():
+    net = mb.mlp([4, 3, 2], seed=1)
+    raw = net(X)
+    assert np.array_equal(net.predict(X), raw)
+    net.task = "classification"
+    assert np.array_equal(net.predict(X), raw.argmax(axis=1))
+    assert net.predict(X).dtype == np.int64
+    np.testing.assert_allclose(net.predict_proba(X).sum(axis=1), 1, rtol=1e-6)
+    net.task = "multilabel"
+    assert np.array_equal(net.predict(X), (raw > 0).astype(np.int64))
+    np.testing.assert_allclose(net.predict_proba(X), 1 / (1 + np.exp(-raw)), rtol=1e-6)
+
+
+def test_squeeze_drops_the_only_output():
+    net = mb.mlp([4, 3, 1])
+    assert net.predict(X).shape == (6, 1)
+    net.squeeze = True
+    assert net.predict(X).shape == (6,)
+    net.task = "multilabel"
+    assert net.predict(X).shape == net.predict_proba(X).shape == (6,)
+
+
+def test_predict_refuses_nan_where_a_call_lets_it_through():
+    net = mb.mlp([4, 3, 2])
+    bad = X.copy()
+    bad[3, 1] = np.nan
+    with pytest.raises(ValueError, match="X must be finite; got nan in row 3, column 1"):
+        net.predict(bad)
+    assert np.isnan(net(bad)[3]).any()
+    assert np.isfinite(net(bad)[[0, 1, 2, 4, 5]]).all()
+
+
+def test_predict_proba_says_when_there_are_no_probabilities():
+    with pytest.raises(ValueError, match=r"predict_proba takes a network that ends in Softmax\(\)"):
+        mb.mlp([4, 3, 2]).predict_proba(X)
+
+
+def test_wrong_features_are_named():
+    with pytest.raises(ValueError, match="X has 3 features; the network takes 4"):
+        mb.mlp([4, 3, 2])(X[:, :3])
+
+
+def test_without_the_extension_networks_run_on_the_reference(monkeypatch):
+    def missing(name):
+        if name == "native":
+            raise ModuleNotFoundError("No module named 'fastmb.executors.native'", name="fastmb.executors.native")
+        return NumpyExecutor
+
+    monkeypatch.setattr(executors, "load", missing)
+    assert executors.default() is NumpyExecutor
+
+
+def test_an_extension_that_fails_to_load_is_not_passed_over(monkeypatch):
+    def broken(name):
+        raise ModuleNotFoundError("No module named 'libgomp'", name="libgomp")
+
+    monkeypatch.setattr(executors, "load", broken)
+    with pytest.raises(ModuleNotFoundError, match="libgomp"):
+        executors.default()
+
+
+def test_mlp_is_the_sequential_that_it_stands_for():
+    net = mb.mlp([4, 3, 2], activation="relu", dropout=0.1, seed=5, bias=False)
+    same = mb.Sequential(mb.Linear(4, 3, bias=False), mb.ReLU(), mb.Dropout(0.1), mb.Linear(3, 2, bias=False), seed=5)
+    assert repr(net) == repr(same)
+    assert np.array_equal(net.flat, same.flat)
+    assert len(net) == 4
+    assert net[1] == mb.ReLU()
+    assert list(net) == list(net.modules)
+
+
+def test_repr_shows_what_is_not_default():
+    modules = (mb.Linear(4, 3, bias=False, init=np.ones((4, 3))), mb.LeakyReLU(0.2), mb.ELU(), mb.GELU("tanh"))
+    assert [repr(module) for module in modules] == [
+        "Linear(4, 3, bias=False, init=array of shape (4, 3))",
+        "LeakyReLU(negative_slope=0.2)",
+        "ELU()",
+        "GELU(approximate='tanh')",
+    ]
+
+
+def test_summary_is_a_table_of_modules_shapes_and_parameters():
+    assert mb.mlp([784, 128, 10]).summary(64).splitlines() == [
+        "   module            output     parameters",
+        "0  Linear(784, 128)  (64, 128)     100,480",
+        "1  ReLU()            (64, 128)",
+        "2  Linear(128, 10)   (64, 10)        1,290",
+        "101,770 parameters, float32, 397.5 KiB",
+        "26.182 MFLOP a training step of 64 rows",
+    ]
+    assert "(n, 128)" in mb.mlp([784, 128, 10]).summary()
+
+
+shared = mb.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: mb.Linear(0, 3), ValueError, "in_features must be an integer >= 1; got 0"),
+        (lambda: mb.Linear(3, 2.5), TypeError, "out_features must be an integer >= 1; got 2.5"),
+        (lambda: mb.Linear(3, True), TypeError, "out_features must be an integer >= 1; got True"),
+        (lambda: mb.Dropout(1), ValueError, r"p must be a number in \[0, 1\); got 1"),
+        (lambda: mb.Dropout(-0.1), ValueError, r"p must be a number in \[0, 1\); got -0.1"),
+        (
+            lambda: mb.GELU("tan"),
+            ValueError,
+            "approximate must be one of 'none', 'tanh'; got 'tan'; did you mean 'tanh'",
+        ),
+        (lambda: mb.ELU(0), ValueError, r"alpha must be a number in \(0, inf\); got 0"),
+        (lambda: mb.LeakyReLU(np.inf), ValueError, "negative_slope must be a number in"),
+        (lambda: mb.Sequential(), ValueError, "modules must hold at least one Linear; got none"),
+        (lambda: mb.Sequential(mb.ReLU()), ValueError, r"modules must hold at least one Linear; got ReLU\(\)"),
+        (
+            lambda: mb.Sequential(mb.Linear(4, 3), mb.ReLU(), mb.Linear(5, 2)),
+            ValueError,
+            r"modules\[2\], Linear\(5, 2\), takes 5 features; modules\[0\], Linear\(4, 3\), gives 3",
+        ),
+        (
+            lambda: mb.Sequential(mb.Softmax(), mb.Linear(4, 3)),
+            ValueError,
+            r"Softmax must be the last module; modules\[0\]",
+        ),
+        (lambda: mb.Sequential(mb.Linear(4, 3), mb.ReLU), TypeError, r"modules\[1\] must be a module such as"),
+        (lambda: mb.Sequential([mb.Linear(4, 3)]), TypeError, r"modules\[0\] must be a module such as"),
+        (lambda: mb.Sequential(shared, shared), ValueError, r"modules\[1\], Linear\(3, 3\), is there twice"),
+        (
+            lambda: mb.Sequential(mb.Linear(4, 3), dtype="float16"),
+            ValueError,
+            "dtype must be one of 'float32', 'float64'; got",
+        ),
+        (lambda: mb.Sequential(mb.Linear(4, 3), dtype="single precision"), ValueError, "dtype must be one of"),
+        (lambda: mb.Sequential(mb.Linear(4, 3), seed=-1), ValueError, "seed must be an integer from 0 to"),
+        (lambda: mb.Sequential(mb.Linear(4, 3), seed=None), TypeError, "seed must be an integer from 0 to"),
+        (lambda: mb.mlp([4]), ValueError, r"sizes must have at least 2 values, features and outputs; got \[4\]"),
+        (
+            lambda: mb.mlp([4, 3], activation="rleu"),
+            ValueError,
+            "activation must be one of .*; got 'rleu'; did you mean",
+        ),
+        (lambda: mb.mlp([4, 3], dropout=1.0), ValueError, "p must be a number in"),
+        (lambda: mb.mlp([4, 3]).summary(0), ValueError, "batch_size must be an integer >= 1; got 0"),
+    ],
+)
+def test_misuse_is_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -1,0 +1,148 @@
+"""Optimisers: hyper-parameters checked, coefficients right and the same bits however many are asked for."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import optim
+
+VARIANTS = [
+    (mb.SGD(weight_decay=0.1), "sgd", 0),
+    (mb.SGD(momentum=0.9, dampening=0.3), "momentum", 1),
+    (mb.SGD(momentum=0.9, nesterov=True), "nesterov", 1),
+    (mb.Adam(weight_decay=0.1), "adam", 2),
+    (mb.Adam(betas=(0.0, 0.0)), "adam", 2),
+    (mb.Adam(betas=(0.8, 0.99999), amsgrad=True), "amsgrad", 3),
+    (mb.AdamW(), "adam", 2),
+    (mb.RMSprop(), "rmsprop", 1),
+    (mb.RMSprop(momentum=0.5), "rmsprop_momentum", 2),
+    (mb.RMSprop(centered=True), "rmsprop_centered", 2),
+    (mb.RMSprop(momentum=0.5, centered=True), "rmsprop_centered_momentum", 3),
+    (mb.Adagrad(lr_decay=0.3), "adagrad", 1),
+]
+each_variant = pytest.mark.parametrize(("optimizer", "kind", "n_states"), VARIANTS, ids=[repr(v[0]) for v in VARIANTS])
+
+
+def test_every_kind_is_tested_here():
+    assert {kind for _, kind, _ in VARIANTS} == set(optim.KINDS)
+
+
+@each_variant
+def test_kind_and_states_follow_from_the_options(optimizer, kind, n_states):
+    assert (optimizer.kind, optimizer.n_states) == (kind, n_states)
+
+
+@each_variant
+@pytest.mark.parametrize("t0", [0, 1020, 2**31 - 5, 2**40])
+def test_one_row_of_coefficients_has_the_bits_that_it_has_among_others(optimizer, kind, n_states, t0):
+    n = 9
+    lrs = np.linspace(0.01, 0.3, n)
+    rows = optimizer.coefficients(t0, n, lrs)
+    single = [optimizer.coefficients(t0 + j, 1, lrs[j : j + 1]) for j in range(n)]
+    assert rows.dtype == np.float64
+    assert rows.shape == (n, 8)
+    assert rows.flags.c_contiguous
+    assert rows.tobytes() == np.concatenate(single).tobytes()
+    assert np.isfinite(rows).all()
+
+
+@each_variant
+def test_no_steps_have_no_coefficients(optimizer, kind, n_states):
+    assert optimizer.coefficients(5, 0, np.zeros(0)).shape == (0, 8)
+
+
+@pytest.mark.parametrize("t", [1, 2, 10, 1023, 1024, 1025, 54321])
+def test_adam_has_the_published_bias_corrections(t):
+    beta1, beta2, eps, lr = 0.9, 0.999, 1e-8, 0.1
+    c = mb.Adam(lr).coefficients(t - 1, 1, np.array([lr]))[0]
+    bc1, bc2 = -math.expm1(t * math.log(beta1)), -math.expm1(t * math.log(beta2))
+    np.testing.assert_allclose(c[0], lr * math.sqrt(bc2) / bc1, rtol=1e-12)  # 1 - beta2^t loses up to 1000 ulp
+    np.testing.assert_allclose(c[6], eps * math.sqrt(bc2), rtol=1e-12)
+    assert c[1:6].tolist() == [0, 1, 1 - beta1, beta2, 1 - beta2]
+
+
+def test_powers_by_repeated_squaring_are_exact_to_an_ulp_per_product():
+    t = np.array([0, 1, 2, 3, 100, 12345])
+    np.testing.assert_allclose(optim._power(0.999, t), [math.pow(0.999, e) for e in t], rtol=14 * 2**14 * 2.0**-53)
+
+
+def test_adamw_shrinks_the_weights_instead_of_adding_to_the_gradient():
+    c = mb.AdamW(lr=0.1, weight_decay=0.5).coefficients(0, 1, np.array([0.1]))[0]
+    assert (c[1], c[2]) == (0, 1 - 0.1 * 0.5)
+
+
+def test_dampening_starts_with_the_second_step():
+    rows = mb.SGD(momentum=0.9, dampening=0.3).coefficients(0, 3, np.ones(3))
+    assert rows[:, 3].tolist() == [1, 0.7, 0.7]
+
+
+def test_adagrad_divides_by_the_updates_made():
+    rows = mb.Adagrad(lr_decay=0.5).coefficients(0, 3, np.ones(3))
+    assert rows[:, 0].tolist() == [1, 1 / 1.5, 1 / 2]
+
+
+def test_a_learning_rate_may_be_a_function_of_the_updates_made():
+    assert mb.SGD(lr=lambda t: 1 / (1 + t)).learning_rates(3, 2).tolist() == [1 / 4, 1 / 5]
+    assert mb.SGD(lr=0.25).learning_rates(3, 2).tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("rate", [-1, math.nan, math.inf])
+def test_a_function_that_gives_no_learning_rate_is_named_with_its_step(rate):
+    optimizer = mb.SGD(lr=lambda t: rate if t == 4 else 0.1)
+    with pytest.raises(ValueError, match=r"lr\(4\) must be a finite number >= 0; got"):
+        optimizer.learning_rates(3, 2)
+
+
+def test_state_starts_at_zero_but_adagrads_at_its_initial_value():
+    state = np.full((1, 3), np.nan)
+    mb.SGD(momentum=0.9).init_state(state)
+    assert state.tolist() == [[0, 0, 0]]
+    mb.Adagrad(initial_accumulator_value=0.5).init_state(state)
+    assert state.tolist() == [[0.5, 0.5, 0.5]]
+
+
+def test_names_repr_equality_and_pickle():
+    assert {name: type(optim.get(name)) for name in ("sgd", "adam", "adamw", "rmsprop", "adagrad")} == {
+        "sgd": mb.SGD,
+        "adam": mb.Adam,
+        "adamw": mb.AdamW,
+        "rmsprop": mb.RMSprop,
+        "adagrad": mb.Adagrad,
+    }
+    adam = mb.Adam(lr=1, betas=[0.8, 0.9])
+    assert repr(adam) == "Adam(lr=1.0, betas=(0.8, 0.9), eps=1e-08, weight_decay=0.0, amsgrad=False)"
+    assert pickle.loads(pickle.dumps(adam)) == adam == optim.get(adam)
+    assert adam != mb.Adam(lr=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: optim.get("adamm"), ValueError, "optimizer must be one of .*; got 'adamm'; did you mean 'adam'"),
+        (lambda: optim.get(mb.Adam), TypeError, r"optimizer must be a name or an Optimizer such as Adam\(lr=1e-3\)"),
+        (lambda: mb.SGD(lr=-1), ValueError, r"lr must be a number in \[0, inf\); got -1"),
+        (lambda: mb.SGD(lr=math.nan), ValueError, "lr must be a number in .*; got nan"),
+        (lambda: mb.SGD(lr="fast"), TypeError, "lr must be a number in .*; got 'fast'"),
+        (lambda: mb.SGD(momentum=1), ValueError, r"momentum must be a number in \[0, 1\); got 1"),
+        (lambda: mb.SGD(momentum=True), TypeError, "momentum must be a number in .*; got True"),
+        (
+            lambda: mb.SGD(nesterov=True),
+            ValueError,
+            "nesterov takes a momentum > 0 and a dampening of 0; got momentum=0",
+        ),
+        (lambda: mb.SGD(momentum=0.9, dampening=0.1, nesterov=True), ValueError, "dampening=0.1"),
+        (lambda: mb.Adam(betas=0.9), TypeError, "betas must be two numbers"),
+        (lambda: mb.Adam(betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be a number in \[0, 1\); got 1.0"),
+        (lambda: mb.Adam(eps=0), ValueError, r"eps must be a number in \(0, inf\); got 0"),
+        (lambda: mb.AdamW(weight_decay=-1), ValueError, "weight_decay must be a number in"),
+        (lambda: mb.RMSprop(alpha=1), ValueError, "alpha must be a number in"),
+        (lambda: mb.Adagrad(lr_decay=-1), ValueError, "lr_decay must be a number in"),
+        (lambda: mb.Adagrad(initial_accumulator_value=math.inf), ValueError, "initial_accumulator_value must be"),
+    ],
+)
+def test_misuse_is_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
