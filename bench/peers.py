@@ -26,6 +26,7 @@ class FastMB(Peer):
         super().__init__(work, dtype, threads)
         import fastmb as mb
 
+        optimizer: mb.Adam | mb.SGD
         if work.optimizer == "adam":
             optimizer = mb.Adam(lr=work.lr, betas=BETAS, eps=EPS)
         else:

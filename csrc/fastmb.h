@@ -68,14 +68,22 @@ static inline int32_t fmb_label(const fmb_source *s, int64_t row)
     }
 }
 
-/* Asks for rows that a later gather will read, so that they are near by then. */
-static inline void fmb_prefetch_rows(const fmb_source *s, const int64_t *index, int64_t first, int64_t rows)
+/* Rows first .. last - 1 of an order (NULL: of the set), the first from byte `at` on. */
+typedef struct {
+    int64_t first, last, at;
+} fmb_cursor;
+
+/* Asks for the next `lines` cache lines of rows that a later gather will read, so that they are near by then. */
+static inline void fmb_prefetch_rows(const fmb_source *s, const int64_t *order, fmb_cursor *c, int64_t lines)
 {
     const int64_t bytes = s->columns * s->col_stride;
-    for (int64_t r = 0; r < rows; r++) {
-        const char *row = s->data + (index ? index[r] : first + r) * s->row_stride;
-        for (int64_t at = 0; at < bytes; at += 64)
-            __builtin_prefetch(row + at, 0, 2);
+    for (; lines > 0 && c->first < c->last; lines--) {
+        __builtin_prefetch(s->data + (order ? order[c->first] : c->first) * s->row_stride + c->at, 0, 2);
+        c->at += 64;
+        if (c->at >= bytes) {
+            c->at = 0;
+            c->first++;
+        }
     }
 }
 
@@ -116,10 +124,11 @@ typedef struct {
     void (*loss)(const fmb_loss_spec *spec, int rows, const void *z, const int32_t *labels, const void *target,
                  const void *s, void *dz, void *loss);
 
-    /* The optimiser's update of n contiguous weights w, whose gradient is g; s0, s1, s2 are its states (NULL where it has
-     * fewer), coef its coefficients of this step already rounded to T. FMB_GRADIENT: s0 = g. */
+    /* The optimiser's update of rows x n weights w, a row every `stride` elements (of the states too), whose gradients g
+     * stand every `g_stride`; s0, s1, s2 are its states (NULL where it has fewer), coef its coefficients of this step
+     * already rounded to T. FMB_GRADIENT: s0 = g. */
     void (*update)(enum fmb_update kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
-                   int64_t n);
+                   int64_t rows, int64_t n, int64_t stride, int64_t g_stride);
 
     /* Rows of a user's array into a block: out[c * rb + r] = T(source(index[r], c)) * scale, r < rows; lanes beyond
      * `rows` become 0. `index` NULL stands for first, first + 1, ... */

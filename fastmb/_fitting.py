@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._progress import Interrupt, Progress
-from .data import Batches, first_nonfinite
-from .plan import ALIGNMENT
+from .data import Batches
 from .rng import permutation
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Fitting:
         self.t, self.start = trainer.t, epoch.copy()
         while epoch.done < self.steps and not self._slice(epoch, progress):
             pass
-        if first_nonfinite(trainer.net.flat.reshape(-1, ALIGNMENT)) >= 0:
+        if not np.isfinite(trainer.net.flat).all():
             self._diverged("a weight became NaN or infinite", epoch.done, epoch.lr)
         epoch.seconds += time.perf_counter() - begin
         return epoch.done == self.steps

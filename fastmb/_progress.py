@@ -46,7 +46,7 @@ class Progress:
                 from tqdm import tqdm
             except ImportError:
                 return
-            shape = "{l_bar}{bar}| {n:.4g}/{total} epochs [{elapsed}<{remaining}{postfix}]"
+            shape = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"
             self._bar = tqdm(total=epochs, bar_format=shape)
 
     def __enter__(self) -> Self:

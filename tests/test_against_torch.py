@@ -44,7 +44,8 @@ LOSSES = {  # ours, targets, torch's class and its options
     ),
     "cross_entropy rows": ("cross_entropy", PROBABILITIES, torch.nn.CrossEntropyLoss, {}),
     "cross_entropy rows, smoothed, weighted": (
-        mb.CrossEntropy(0.1, WEIGHTS), PROBABILITIES, torch.nn.CrossEntropyLoss, {"label_smoothing": 0.1, "weight": WEIGHTS},
+        mb.CrossEntropy(0.1, WEIGHTS), PROBABILITIES,
+        torch.nn.CrossEntropyLoss, {"label_smoothing": 0.1, "weight": WEIGHTS},
     ),
     "bce_with_logits": ("bce_with_logits", BITS, torch.nn.BCEWithLogitsLoss, {}),
     "bce_with_logits soft": ("bce_with_logits", PROBABILITIES, torch.nn.BCEWithLogitsLoss, {}),
@@ -73,9 +74,8 @@ OPTIMIZERS = [
     ("Adagrad", {}),
     ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3}),
 ]
-# Sums of at most 12 products of size about 1 make errors of a few rounding units u a step; an optimiser that divides by
-# the root of a squared gradient g^2 magnifies those of its smallest, g ~ 1e-3, by 1/g. Ten steps of both: 1e4 u.
-TOLERANCE = {"float32": 1e4 * 2.0**-24, "float64": 1e4 * 2.0**-53}
+# Sums of at most 12 products of size about 1 make errors of at most 12 rounding units a step, and there are ten steps.
+TOLERANCE = {"float32": 120 * 2.0**-24, "float64": 120 * 2.0**-53}
 
 on_every_executor = pytest.mark.parametrize("executor", executors.NAMES)
 in_either_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -94,15 +94,19 @@ def ours(executor, net, loss, optimizer, y, weights=None):
     batches = Batches(X.reshape(-1, N_IN), y.reshape(STEPS * N, *y.shape[2:]), weights, None, N)
     sums = np.full((STEPS, 2), np.nan)
     coefficients = optimizer.coefficients(0, STEPS, optimizer.learning_rates(0, STEPS))
-    assert one.run(batches, 0, 0, coefficients, sums, 1e9) == STEPS
+    done = 0
+    while done < STEPS:  # an executor may come back early, with at least one step done
+        made = one.run(batches, done, done, coefficients[done:], sums[done:], 1e9)
+        assert made > 0
+        done += made
     return sums[:, 0] / sums[:, 1]
 
 
 def theirs(net, activation, loss, optimizer, y):
     """The mean losses of torch's ten steps from the same parameters, and where these end, always in float64."""
-    net = {name: torch.tensor(array.astype(np.float64)) for name, array in net.parameters().items()}
+    net = {name: torch.tensor(array.T.astype(np.float64)) for name, array in net.parameters().items()}
     model = torch.nn.Sequential(torch.nn.Linear(N_IN, HIDDEN), activation, torch.nn.Linear(HIDDEN, C)).double()
-    model.load_state_dict({name: value.T for name, value in net.items()})
+    model.load_state_dict(net)
     optimizer = getattr(torch.optim, optimizer[0])(model.parameters(), **optimizer[1])
     found = []
     for step in range(STEPS):
@@ -156,7 +160,7 @@ def test_ten_steps_on_every_loss_with_sample_weights(executor, dtype, name):
     # The mean over the weights, from torch's losses of single rows; with class indices, a row counts by its class too.
     loss, y, cls, options = LOSSES[name]
     each = torch_loss(cls, options, reduction="none")
-    s = RNG.uniform(0, 2, size=(STEPS, N))
+    s = np.random.default_rng(2).uniform(0, 2, size=(STEPS, N))
     s[:, 0] = 0
     by_class = torch.tensor(options.get("weight", np.ones(C)))
 

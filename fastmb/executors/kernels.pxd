@@ -49,7 +49,7 @@ cdef extern from "fastmb.h" nogil:
         void (*loss)(const fmb_loss_spec *spec, int rows, const void *z, const int32_t *labels, const void *target,
                   const void *s, void *dz, void *loss) noexcept nogil
         void (*update)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
-                    int64_t n) noexcept nogil
+                    int64_t rows, int64_t n, int64_t stride, int64_t g_stride) noexcept nogil
         void (*gather)(const fmb_source *source, const int64_t *index, int64_t first, int rows, double scale,
                     void *out) noexcept nogil
         void (*backward)(void *da, const void *d, int relu, int keep, int64_t n, int rows, void *panels,
@@ -58,5 +58,7 @@ cdef extern from "fastmb.h" nogil:
         void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride) noexcept nogil
     const fmb_kernels *fmb_kernels_for(int isa, int dtype)
     int32_t fmb_label(const fmb_source *source, int64_t row)
-    void fmb_prefetch_rows(const fmb_source *source, const int64_t *index, int64_t first, int64_t rows)
+    ctypedef struct fmb_cursor:
+        int64_t first, last, at
+    void fmb_prefetch_rows(const fmb_source *source, const int64_t *order, fmb_cursor *cursor, int64_t lines)
     void fmb_prefetch_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)

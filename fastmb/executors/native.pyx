@@ -46,7 +46,6 @@ cdef int DROPOUT = -1
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
-cdef int64_t PREFETCH_BYTES = 1 << 14   # rows up to so long are asked for a mini-batch ahead
 cdef int64_t STALLS = 8         # waits for a busy processor after which a run goes on with one thread ...
 cdef double FIRST_PAUSE = 0.2   # ... for so many seconds, then for twice as many, up to
 cdef double LAST_PAUSE = 3.2
@@ -115,6 +114,8 @@ cdef struct Worker:
     int32_t *labels
     char *target
     char *loss
+    fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
+    int64_t expected_lines
     char pad[64]
 
 cdef struct Batch:
@@ -138,6 +139,7 @@ cdef struct Run:            # what one call works on
     int64_t check           # steps between two looks at the clock
     int64_t done, stalls    # updates made; barriers at which a thread had to wait for its processor
     int stop, bad
+    int far                 # parameters and state don't fit the nearer caches
 
 cdef struct Mini:           # one mini-batch, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks
@@ -379,6 +381,7 @@ cdef class NativeExecutor:
             run.state[i] = <char *> cnp.PyArray_DATA(state) + i * self.plan_size() * self.size
         flops = self._flops() * run.batch_size
         threads = self._threads_for(flops, steps)
+        run.far = (1 + n_states) * self.plan_size() * self.size > GROUP_BYTES
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
         run.deadline = fmb_now() + seconds
         with self.lock:
@@ -568,7 +571,6 @@ cdef class NativeExecutor:
             rows = <int> min(mini.block_rows, mini.rows - row)
             out = self.stages[0].x + (first + b) * self.stages[0].x_block * self.size
             self._gather(&batch.X, batch, mini.begin + row, rows, batch.scale, out)
-            self._expect(run, mini.begin + run.batch_size + row, rows)
             self._apply(self.input_ops, self.n_input_ops, out, me.da[0], self.stages[0].n_in, run.t + mini.step, row, 1)
 
         for i in range(self.n_stages):
@@ -608,13 +610,6 @@ cdef class NativeExecutor:
     cdef void _gather(self, fmb_source *source, Batch *batch, int64_t position, int rows, double scale,
                       void *out) noexcept nogil:
         self.k.gather(source, batch.order + position if batch.order != NULL else NULL, position, rows, scale, out)
-
-    cdef void _expect(self, Run *run, int64_t position, int64_t rows) noexcept nogil:
-        """The rows that this thread is going to gather in the next mini-batch, asked for in time."""
-        cdef Batch *batch = &run.batch
-        rows = min(rows, batch.n - position)
-        if rows > 0 and batch.X.columns * batch.X.col_stride <= PREFETCH_BYTES:
-            fmb_prefetch_rows(&batch.X, batch.order + position if batch.order != NULL else NULL, position, rows)
 
     cdef void _apply(self, Op *ops, int n_ops, char *a, char *d, int64_t n, uint64_t t, int64_t row,
                      int training) noexcept nogil:
@@ -731,26 +726,42 @@ cdef class NativeExecutor:
         """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
         cdef int i
         cdef int64_t tile, chunk = 1 + 64 // mini.rows
+        cdef Worker *me = &self.workers[tid]
         cdef Worker *owner
         cdef double coef64[8]
         cdef float coef32[8]
         for i in range(8):
             coef64[i] = run.coefficients[8 * mini.step + i]
             coef32[i] = <float> coef64[i]
+        self._expect(run, mini, me, tid, threads)
         for i in range(threads):
             owner = &self.workers[(tid + i) % threads]
             while True:
                 tile = fmb_take(&owner.next_tile, chunk)
                 if tile >= owner.last_tile:
                     break
-                self._tiles(run, mini, self.workers[tid].tile, tile, min(tile + chunk, owner.last_tile),
+                self._tiles(run, mini, me, tile, min(tile + chunk, owner.last_tile),
                             <void *> coef64 if self.size == 8 else <void *> coef32)
 
-    cdef void _tiles(self, Run *run, Mini *mini, char *gradient, int64_t tile, int64_t end,
+    cdef void _expect(self, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
+        """The rows that this thread is going to gather in the next mini-batch: asked for little by little, a tile's work
+        long each, since all at once they would be waited for."""
+        cdef Batch *batch = &run.batch
+        cdef int64_t next = mini.begin + run.batch_size, blocks, lines
+        cdef int64_t rows = min(run.batch_size, batch.n - next)
+        me.expected.first = me.expected.last = me.expected.at = 0
+        if mini.step + 1 < run.steps and rows > 0 and batch.X.col_stride > 0:
+            blocks = (rows + mini.block_rows - 1) // mini.block_rows
+            me.expected.first = next + min(rows, tid * blocks // threads * mini.block_rows)
+            me.expected.last = next + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
+            lines = (me.expected.last - me.expected.first) * ((batch.X.columns * batch.X.col_stride + 63) // 64)
+            me.expected_lines = 1 + lines * threads // self.total_tiles
+
+    cdef void _tiles(self, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end,
                      const void *coef) noexcept nogil:
         """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
-        cdef int i = 0, rows, columns, r
-        cdef int64_t panel, m
+        cdef int i = 0, j, rows, columns
+        cdef int64_t panel, m, at
         cdef Stage *s
         cdef fmb_gemm g
         while tile >= self.stages[i].first_tile + self.stages[i].tiles:
@@ -767,26 +778,29 @@ cdef class NativeExecutor:
             while tile < end and panel < s.panels:
                 rows = <int> min(<int64_t> self.k.mr, s.rows - m)
                 columns = <int> min(<int64_t> self.rb, s.n_out - panel * self.rb)
+                at = (s.offset + m * s.n_out + panel * self.rb) * self.size
+                if run.far:
+                    fmb_prefetch_tile(run.params + at, rows, columns * self.size, s.n_out * self.size)
+                    for j in range(3):
+                        if run.state[j] != NULL:
+                            fmb_prefetch_tile(run.state[j] + at, rows, columns * self.size, s.n_out * self.size)
+                if me.expected.first < me.expected.last:
+                    fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
                 self.k.gemm(&g, rows, 2 if columns > self.k.lanes else 1, 0, s.x + m * self.rb * self.size,
-                            s.dz + panel * s.panel_stride * self.size, gradient)
-                if s.panels == 1:
-                    self._update(run, coef, s.offset + m * s.n_out, gradient, rows * s.n_out)
-                else:
-                    for r in range(rows):
-                        self._update(run, coef, s.offset + (m + r) * s.n_out + panel * self.rb,
-                                     gradient + r * self.rb * self.size, columns)
+                            s.dz + panel * s.panel_stride * self.size, me.tile)
+                if s.panels == 1:   # whole rows of weights, and so of gradients: one span
+                    columns *= rows
+                    rows = 1
+                self.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
+                              run.state[1] + at if run.state[1] != NULL else NULL,
+                              run.state[2] + at if run.state[2] != NULL else NULL, me.tile, rows, columns, s.n_out,
+                              self.rb)
                 tile += 1
                 m += self.k.mr
                 if m >= s.rows:
                     m = 0
                     panel += 1
             i += 1
-
-    cdef void _update(self, Run *run, const void *coef, int64_t at, void *gradient, int64_t n) noexcept nogil:
-        at *= self.size
-        self.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
-                      run.state[1] + at if run.state[1] != NULL else NULL,
-                      run.state[2] + at if run.state[2] != NULL else NULL, gradient, n)
 
     # ---- inference: a thread's work -------------------------------------------------------------------------------
 

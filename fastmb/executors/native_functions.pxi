@@ -103,7 +103,7 @@ def kernel_update(int kind, coef, cnp.ndarray w, list state, cnp.ndarray g, isa=
             s = state[i]
             pointers[i] = cnp.PyArray_DATA(s)
     k.update(kind, cnp.PyArray_DATA(c), cnp.PyArray_DATA(w), pointers[0], pointers[1], pointers[2],
-             cnp.PyArray_DATA(g), w.size)
+             cnp.PyArray_DATA(g), 1, w.size, w.size, w.size)
 
 
 def kernel_loss(int kind, z, y, s, isa=None, double smoothing=0.0, double delta=1.0, weight=None):

@@ -1,0 +1,188 @@
+"""The checks of data: what is let through as it is, what is converted, what is refused and with which words."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from fastmb import data
+from fastmb.data import Batches, check_weights, check_X, check_y
+
+DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
+X5 = np.zeros((5, 3), np.float32)
+
+
+def says(error: type[Exception], message: str):
+    return pytest.raises(error, match="^" + re.escape(message))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_supported_dtypes_are_never_copied(dtype):
+    base = np.zeros((12, 8), dtype)
+    frozen = base.copy()
+    frozen.flags.writeable = False
+    for array in base[:, :3], base[::-2, ::-3], np.asfortranarray(base)[:, :3], frozen[:, :3], base.T[:3].T:
+        assert np.shares_memory(check_X(array, 3), array)
+        assert np.shares_memory(check_y(array, array, "regression", 3), array)
+
+
+def test_a_memmap_stays_one(tmp_path):
+    X = np.memmap(tmp_path / "X", np.float32, "w+", shape=(10, 3))
+    assert np.shares_memory(check_X(X, 3), X)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if np.dtype(dtype).itemsize > 1])
+def test_byte_swapped_arrays_are_converted(dtype):
+    values = np.arange(6).reshape(2, 3)
+    swapped = values.astype(np.dtype(dtype).newbyteorder())
+    X = check_X(swapped, 3)
+    assert X.dtype == np.dtype(dtype)
+    assert X.dtype.isnative
+    np.testing.assert_array_equal(X, values)
+
+
+def test_lists_and_frames_become_arrays():
+    pandas = pytest.importorskip("pandas")
+    np.testing.assert_array_equal(check_X([[1, 2], [3, 4]], 2), [[1, 2], [3, 4]])
+    frame = pandas.DataFrame({"a": [1.5, 2.5], "b": [3, 4]})
+    np.testing.assert_array_equal(check_X(frame, 2), [[1.5, 3], [2.5, 4]])
+    np.testing.assert_array_equal(check_y(pandas.Series([1, 0]), frame, "classification", 2), [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (np.zeros((4, 2)), ValueError, "X has 2 features; the network takes 3"),
+        (np.zeros((0, 3)), ValueError, "X has no rows"),
+        (np.zeros(5), ValueError, "X must have shape (n, 3); got (5,)"),
+        (np.zeros(3), ValueError, "X must have shape (n, 3); got (3,): use X.reshape(1, -1) for one row"),
+        (np.zeros((4, 1, 3)), ValueError, "X must have shape (n, 3); got (4, 1, 3): use X.reshape(len(X), -1)"),
+        (1.0, ValueError, "X must have shape (n, 3); got ()"),
+        (None, TypeError, "X must hold booleans, integers or floats of at most 64 bits; got dtype object"),
+        (np.zeros((4, 3), complex), TypeError, "X must hold booleans, integers or floats of at most 64 bits; got dtype c"),
+        (np.zeros((4, 3), "U3"), TypeError, "X must hold booleans, integers or floats of at most 64 bits; got dtype <U3"),
+        (np.zeros((4, 3), "M8[s]"), TypeError, "X must hold booleans, integers or floats of at most 64 bits; got dtype d"),
+        (np.zeros((4, 3), np.longdouble), TypeError, "X must hold booleans, integers or floats of at most 64 bits; got"),
+        ([[1, 2, 3], [4, 5]], ValueError, "X can't be made an array: "),
+        (np.ma.zeros((4, 3)), TypeError, "X is a masked array"),
+    ],
+)
+def test_a_wrong_X_is_refused_and_named(X, error, message):
+    with says(error, message):
+        check_X(X, 3)
+
+
+def test_a_sparse_X_is_refused():
+    class Sparse:
+        def toarray(self): ...
+
+    with says(TypeError, "X is sparse (Sparse); give a dense array: X.toarray()"):
+        check_X(Sparse(), 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("fallback", [False, True])
+def test_nan_and_infinity_are_found_with_their_row(value, dtype, order, fallback, monkeypatch):
+    if fallback:  # the same without the extension, in chunks of a few rows
+        monkeypatch.setattr(data, "_CHUNK", 100)
+        monkeypatch.setattr(data, "first_nonfinite", data._first_nonfinite)
+    X = np.zeros((1000, 7), dtype, order=order)
+    check_X(X, 7)
+    for row, column in (999, 6), (613, 2), (0, 0):
+        X[row, column] = value
+        with says(ValueError, f"X must be finite; got {value} in row {row}, column {column}"):
+            check_X(X, 7)
+        with says(ValueError, f"y_val must be finite; got {value} in row {row}"):
+            check_y(X[:, column], X, "regression", 1, name="y_val")
+        check_X(X, 7, check_finite=False)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype[0] != "f"])
+def test_class_labels_may_have_any_integer_dtype(dtype):
+    y = np.array([1, 0, 1, 1, 0], dtype)
+    for given in y, y[:, None], np.repeat(y, 2)[::2]:
+        checked = check_y(given, X5, "classification", 2)
+        assert checked.shape == (5,)
+        assert np.shares_memory(checked, given)
+        np.testing.assert_array_equal(checked, y)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i8", "u1", "u8"])
+def test_labels_out_of_range_are_found_with_their_row(dtype, monkeypatch):
+    monkeypatch.setattr(data, "_CHUNK", 2)
+    y = np.array([0, 1, 2, 3, 1], dtype)
+    check_y(y, X5, "classification", 4)
+    with says(ValueError, "y must hold class labels from 0 to 2; got 3 in row 3"):
+        check_y(y, X5, "classification", 3)
+    if dtype[0] == "i":
+        y[2] = -1
+        with says(ValueError, "y must hold class labels from 0 to 3; got -1 in row 2"):
+            check_y(y, X5, "classification", 4)
+
+
+@pytest.mark.parametrize(
+    ("y", "task", "n_outputs", "error", "message"),
+    [
+        (np.zeros(4, int), "classification", 3, ValueError, "y has 4 rows; X has 5"),
+        (np.zeros(0, int), "classification", 3, ValueError, "y has 0 rows; X has 5"),
+        (np.zeros(5), "classification", 3, TypeError, "y must hold class labels, integers from 0 to 2; got dtype float64"),
+        (np.array(list("abcde")), "classification", 3, TypeError, "y must hold booleans, integers or floats of at most"),
+        (np.zeros((5, 2)), "classification", 3, ValueError, "y must have shape (n,) or (n, 3); got (5, 2)"),
+        (np.zeros((5, 1, 1), int), "classification", 3, ValueError, "y must have shape (n,) or (n, 3); got (5, 1, 1)"),
+        (np.zeros((5, 3)), "classification", 3, ValueError, "y must hold probabilities that sum to 1 in each row; got 0"),
+        (np.full((5, 3), [2, -1, 0]), "classification", 3, ValueError, "y must be from 0 to 1; got [ 2 -1  0] in row 0"),
+        (np.full((5, 2), 1.5), "multilabel", 2, ValueError, "y must be from 0 to 1; got [1.5 1.5] in row 0"),
+        (np.zeros(5), "multilabel", 2, ValueError, "y must have shape (n, 2); got (5,)"),
+        (np.zeros((5, 3)), "regression", 2, ValueError, "y must have shape (n, 2); got (5, 3)"),
+        (np.zeros((5, 3)), "regression", 1, ValueError, "y must have shape (n,) or (n, 1); got (5, 3)"),
+        (np.array(3.0), "regression", 1, ValueError, "y must have shape (n,) or (n, 1); got ()"),
+    ],
+)
+def test_a_wrong_y_is_refused_and_named(y, task, n_outputs, error, message):
+    with says(error, message):
+        check_y(y, X5, task, n_outputs)
+
+
+def test_probability_rows_may_be_rounded_and_may_be_one_hot():
+    rows = np.random.default_rng(0).dirichlet(np.ones(3), 5)
+    for dtype in "f2", "f4", "f8":
+        assert check_y(rows.astype(dtype), X5, "classification", 3).shape == (5, 3)
+    assert check_y(np.eye(3, dtype=bool)[[0, 1, 2, 1, 0]], X5, "classification", 3).shape == (5, 3)
+
+
+def test_targets_get_a_column_per_output():
+    y = np.zeros(5)
+    for task in "regression", "multilabel":
+        assert check_y(y, X5, task, 1).shape == (5, 1)
+        assert check_y(y[:, None], X5, task, 1).shape == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (np.ones(4), ValueError, "sample_weight must have shape (5,), one weight for each row of X; got (4,)"),
+        (np.ones((5, 1)), ValueError, "sample_weight must have shape (5,), one weight for each row of X; got (5, 1)"),
+        (np.array([1, 0, -2, 1, 1]), ValueError, "sample_weight must not be negative; got -2.0 in row 2"),
+        (np.array([1, 0, 0, np.nan, 1]), ValueError, "sample_weight must be finite; got nan in row 3"),
+        (np.zeros(5), ValueError, "sample_weight is zero in every row"),
+        (["1"] * 5, TypeError, "sample_weight must hold booleans, integers or floats of at most 64 bits; got dtype <U1"),
+    ],
+)
+def test_wrong_weights_are_refused_and_named(weights, error, message):
+    with says(error, message):
+        check_weights(weights, X5)
+
+
+def test_weights_become_contiguous_doubles():
+    weights = check_weights(np.arange(10, dtype=np.int8)[::2], X5)
+    assert weights.dtype == np.float64
+    assert weights.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("n", "size", "expected"), [(1, 64, 1), (64, 64, 1), (65, 64, 2), (5, 1, 5)])
+def test_the_last_mini_batch_may_be_smaller(n, size, expected):
+    assert Batches(np.zeros((n, 1)), None, None, None, size).n_batches == expected
