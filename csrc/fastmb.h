@@ -102,7 +102,7 @@ typedef struct {
     int mr;    /* rows of the largest tile */
 
     /* The tile products: `gemm` has tiles of rows x (vectors * lanes), vectors 1 or 2, rows 1 .. mr; or 4
-     * vectors and rows up to mr / 2. With `load` the chain goes on from what C holds, else it starts at 0. */
+     * and rows up to mr / 2; or 8 and rows up to mr / 4. With `load` the chain goes on from what C holds, else it starts at 0. */
     void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b, void *c);
 
     /* `steps` rounds of 2 mr independent multiply-adds on registers alone, 4 mr `lanes` operations each: the machine's

@@ -41,12 +41,17 @@ def _permutation(n: int, key: int) -> np.ndarray:
     x = (x ^ (x >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> 27)) * np.uint64(0x94D049BB133111EB)
     u = x ^ (x >> 31)
-    m = i + np.uint64(1)
-    j = ((u >> 32) * m + ((u & np.uint64(_32)) * m >> 32)) >> 32  # the high half of the 128-bit product u m
+    j = _multiply_high(u, i + np.uint64(1))
     order = list(range(n))
     for a, b in zip(i.tolist(), j.tolist(), strict=True):
         order[a], order[b] = order[b], order[a]
     return np.array(order, dtype=np.int64)
+
+
+def _multiply_high(u: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """floor(u m / 2^64) of uint64 arrays, m at most 2^32."""
+    high: np.ndarray = ((u >> 32) * m + ((u & np.uint64(_32)) * m >> 32)) >> 32
+    return high
 
 
 def philox4x32(counter: tuple[np.ndarray | int, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:

@@ -44,7 +44,8 @@ def test_byte_swapped_arrays_are_converted(dtype):
 
 
 def test_lists_and_frames_become_arrays():
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     np.testing.assert_array_equal(check_X([[1, 2], [3, 4]], 2), [[1, 2], [3, 4]])
     frame = pandas.DataFrame({"a": [1.5, 2.5], "b": [3, 4]})
     np.testing.assert_array_equal(check_X(frame, 2), [[1.5, 3], [2.5, 4]])

@@ -67,14 +67,14 @@ def test_it_can_be_pickled():
 
 
 def test_to_pandas():
-    pytest.importorskip("pandas")
     frame = table(3, val_loss=0.5).to_pandas()
     assert frame["loss"].tolist() == [1.0, 0.5, 1 / 3]
     assert list(frame.columns) == list(table(3, val_loss=0.5))
 
 
 def test_plot():
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib.pyplot
+
     matplotlib.use("agg")
     ax = table(3, val_loss=0.5, val_accuracy=0.75).plot()
     assert [line.get_label() for line in ax.get_lines()] == ["loss", "val_loss"]

@@ -72,6 +72,12 @@ def test_kaiming_takes_the_gain_of_the_activation_that_follows(activation, gain)
     np.testing.assert_allclose(weight("kaiming_uniform", activation), weight("lecun_uniform") * gain, rtol=1e-14)
 
 
+def test_an_activation_after_the_next_linear_is_none_that_follows():
+    net = mb.Sequential(mb.Linear(N_IN, 9), mb.Linear(9, 9), mb.ReLU(), dtype="float64")
+    alone = mb.Sequential(mb.Linear(N_IN, 9), dtype="float64")
+    assert np.array_equal(net.parameters()["0.weight"], alone.parameters()["0.weight"])
+
+
 def test_the_default_is_kaiming_uniform_with_biases_of_zero_and_gain_1_at_the_output():
     net = mb.mlp([N_IN, N_OUT, N_IN], dropout=0.5, dtype="float64")
     weights = net.parameters()

@@ -104,9 +104,9 @@ def test_inputs_are_scaled_by_input_scale():
 
 def test_a_softmax_at_the_end_gives_probabilities():
     linear = mb.Linear(4, 3, init="normal")
-    raw = mb.Sequential(linear, dtype="float64")(X) * 1000
+    raw = mb.Sequential(linear, dtype="float64")(X) * 1e5
     net = mb.Sequential(mb.Linear(4, 3, init="normal"), mb.Softmax(), dtype="float64")
-    net.flat *= 1000  # exp would overflow if it were not shifted
+    net.flat *= 1e5  # exp would overflow if it were not shifted
     z = np.exp(raw - raw.max(axis=1, keepdims=True))
     np.testing.assert_allclose(net(X), z / z.sum(axis=1, keepdims=True), rtol=1e-10, atol=1e-300)
     assert np.array_equal(net.predict_proba(X), net(X))

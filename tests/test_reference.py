@@ -189,11 +189,10 @@ def test_centered_rmsprop_survives_a_gradient_that_stays_the_same():
 
 
 def test_mini_batches_take_their_rows_in_the_order_given_and_the_last_may_be_smaller():
-    net = mb.mlp([5, 3], dtype="float64")
+    net, other = (mb.mlp([5, 4, 3], dropout=0.5, dtype="float64") for _ in range(2))
     order = RNG.permutation(N)
     whole = Batches(X, LABELS, np.arange(1.0, N + 1), order, 3)
     executor, _ = build(net, "cross_entropy", batch_size=3)
-    other = mb.mlp([5, 3], dtype="float64")
     done, sums = run(executor, whole, "sgd", 3)
     assert done == whole.n_batches == 3
     for k, rows in enumerate((order[:3], order[3:6], order[6:])):

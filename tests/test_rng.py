@@ -50,6 +50,13 @@ def test_permutation_is_the_fisher_yates_shuffle_of_its_definition(n, seed, epoc
     assert rng._permutation(n, key).tolist() == order.tolist()  # compiled or not
 
 
+def test_multiply_high_carries_from_the_low_half():
+    u = [0, 1, 2**33 - 1, 2**63 + 12345, 2**64 - 1]
+    m = [2**32, 2**32, 2**31 + 1, 2**32 - 1, 2**32]
+    found = rng._multiply_high(np.array(u, dtype=np.uint64), np.array(m, dtype=np.uint64))
+    assert found.tolist() == [a * b >> 64 for a, b in zip(u, m, strict=True)]
+
+
 def test_permutation_differs_between_epochs_and_between_seeds():
     orders = [rng.permutation(100, seed, epoch).tolist() for seed in range(3) for epoch in range(3)]
     assert len(set(map(tuple, orders))) == 9

@@ -139,7 +139,7 @@ cdef struct Run:            # what one call works on
     int64_t check           # steps between two looks at the clock
     int64_t done, stalls    # updates made; barriers at which a thread had to wait for its processor
     int stop, bad
-    int far                 # parameters and state don't fit the nearer caches
+    int far                 # parameters and state are worth asking for ahead of their tile
 
 cdef struct Mini:           # one mini-batch, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks
@@ -381,7 +381,7 @@ cdef class NativeExecutor:
             run.state[i] = <char *> cnp.PyArray_DATA(state) + i * self.plan_size() * self.size
         flops = self._flops() * run.batch_size
         threads = self._threads_for(flops, steps)
-        run.far = (1 + n_states) * self.plan_size() * self.size > GROUP_BYTES
+        run.far = run.batch_size >= self.k.lanes and (1 + n_states) * self.plan_size() * self.size > GROUP_BYTES
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
         run.deadline = fmb_now() + seconds
         with self.lock:
@@ -648,14 +648,16 @@ cdef class NativeExecutor:
     cdef int64_t _forward_few(self, Stage *s, int rows, char *x, char *out) noexcept nogil:
         """The same for few rows: vectors run over outputs. Returns how many outputs that is, all but a last part."""
         cdef fmb_gemm g
-        cdef char buffer[64 * 4 * 8]
+        cdef char buffer[64 * 24]
         cdef int64_t o = 0, j
         cdef int r, vectors, width
         g.a_m, g.a_k, g.a_block = 1, self.rb, 0
         g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
         g.k = g.k_last = s.rows
         while s.n_out - o >= self.k.lanes:
-            vectors = 4 if s.n_out - o >= 4 * self.k.lanes else 2 if s.n_out - o >= 2 * self.k.lanes else 1
+            vectors = 8 if 4 * rows <= self.k.mr else 4
+            while vectors * self.k.lanes > s.n_out - o:
+                vectors //= 2
             width = vectors * self.k.lanes
             g.c_m = width
             self.k.gemm(&g, rows, vectors, 0, x, s.w + o * self.size, buffer)
