@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import Adam, Trainer, mlp, show_config
+from ._checks import number
 from .datasets import load_digits, load_fashion_mnist
 from .executors import NAMES
 from .nn import DTYPES
@@ -110,7 +111,7 @@ def _trainer(task: Task, args: argparse.Namespace) -> Trainer:
     hidden = task.hidden if args.hidden is None else args.hidden
     batch_size = args.batch_size or task.batch_size
     steps = (args.epochs or task.epochs) * -(-len(task.X) // batch_size)
-    lr = task.lr if args.lr is None else args.lr
+    lr = number("lr", task.lr if args.lr is None else args.lr, "[0, inf)")
     sizes = [task.X.shape[1], *hidden, int(task.y.max()) + 1]
     return Trainer(
         mlp(sizes, activation="relu", dropout=task.dropout, dtype=args.dtype, seed=args.seed),
@@ -152,7 +153,9 @@ def _speed(trainer: Trainer, gflops: float) -> dict[str, str]:
     peak = native.fma_peak(plan.dtype, threads, 0.2)
     # More threads can't reach less than one does, unless something else has the processors: no peak, then.
     measured = threads == 1 or peak > native.fma_peak(plan.dtype, 1, 0.1)
-    share = f"{gflops / peak:.0%} of this machine's FMA peak, {peak:.0f}" if measured else "too busy a machine for its peak"
+    share = (
+        f"{gflops / peak:.0%} of this machine's FMA peak, {peak:.0f}" if measured else "too busy a machine for its peak"
+    )
     return {
         "GFLOP/s": f"{gflops:.1f} ({share})",
         "threads": str(threads),

@@ -300,12 +300,15 @@ class Trainer:
             return self.history
 
     def _goals(self, stop_at: Mapping[str, float] | None, validated: bool) -> dict[str, float]:
+        stop_at = {} if stop_at is None else stop_at
+        if not isinstance(stop_at, Mapping):
+            raise TypeError(f"stop_at must be a mapping of names to goals, such as {{'loss': 0.1}}; got {stop_at!r}")
         known = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * validated
-        for name in stop_at or {}:
+        for name in stop_at:
             if name not in known:
-                error = unknown_name("stop_at", name, known)
-                raise ValueError(f"{error}" + " (val_ metrics need X_val and y_val)" * (not validated))
-        return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in (stop_at or {}).items()}
+                hint = "" if validated else " (val_ metrics need X_val and y_val)"
+                raise ValueError(f"{unknown_name('stop_at', name, known)}{hint}")
+        return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in stop_at.items()}
 
 
 def _mean(total: float, weight: float) -> float:

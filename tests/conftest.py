@@ -33,3 +33,9 @@ def pytest_report_header() -> list[str]:
 def executor(request: pytest.FixtureRequest) -> str:
     """The name of each executor that loads here, in turn."""
     return request.param
+
+
+@pytest.fixture
+def executors_here() -> list[str]:
+    """The names of all executors that load here, the default one first."""
+    return EXECUTORS

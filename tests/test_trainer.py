@@ -97,18 +97,17 @@ def test_fit_called_again_goes_on(executor):
     assert everything(parts) == everything(whole)
 
 
-@pytest.mark.parametrize("calls", range(1, 12))
+@pytest.mark.parametrize("calls", range(1, 13))
 def test_an_interrupted_fit_is_gone_on_with_as_if_it_had_not_been(executor, calls):
     whole, broken = make(executor), make(executor)
     history = fit(whole, X, Y, max_epochs=3, X_val=X, y_val=Y)
     inner = broken._executor
     broken._executor = Stuttering(inner, 2, calls, lambda: signal.raise_signal(signal.SIGINT))
     first = fit(broken, X, Y, max_epochs=3, X_val=X, y_val=Y)
-    done = math.ceil(min(2 * calls, 7) / 7) if calls < 4 else broken.epoch
-    assert first.stopped == ("interrupted" if calls < 12 else "max_epochs")
+    assert first.stopped == ("max_epochs" if calls == 12 else "interrupted")
+    assert broken.t == sum([2, 2, 2, 1][call % 4] for call in range(calls))
     assert len(first["epoch"]) == math.ceil(calls / 4)
     assert not np.isnan(first["val_loss"]).any()
-    assert done <= 3
     broken._executor = inner
     if broken.epoch < 3:
         fit(broken, X, Y, max_epochs=3 - broken.epoch, X_val=X, y_val=Y)
@@ -256,8 +255,10 @@ def test_threads_wait_for_one_another(executor):
 
 
 def test_a_diverging_fit_raises_and_keeps_the_last_finite_epoch(executor):
-    trainer = make(executor, "mse", optimizer=mb.SGD(lr=lambda t: 0.01 if t < 20 else 1e20))
-    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch 3 at step [78] of 7|in epoch 4"):
+    trainer = make(executor, "mse", optimizer=mb.SGD(lr=lambda t: 0.01 if t < 18 else 1e60))
+    with pytest.raises(
+        FloatingPointError, match=r"the loss became (nan|inf) in epoch 3 at step 6 of 7, with lr 1e\+60"
+    ):
         fit(trainer, X, LOSSES["mse"], max_epochs=10)
     expected = make(executor, "mse", optimizer=mb.SGD(lr=0.01))
     fit(expected, X, LOSSES["mse"], max_epochs=trainer.epoch)
@@ -270,7 +271,9 @@ def test_a_diverging_fit_raises_and_keeps_the_last_finite_epoch(executor):
 def test_weights_that_overflow_in_the_last_step_of_an_epoch_are_not_kept(executor):
     trainer = make(executor, optimizer=mb.SGD(lr=lambda t: 0.01 if t < 13 else 1e300))
     trainer.net.parameters()["0.bias"][:] = 1.0
-    with pytest.raises(FloatingPointError, match="a weight became NaN or infinite in epoch 2 at step 7 of 7, with lr 1e"):
+    with pytest.raises(
+        FloatingPointError, match="a weight became NaN or infinite in epoch 2 at step 7 of 7, with lr 1e"
+    ):
         fit(trainer, X, Y)
     assert (trainer.epoch, trainer.t) == (1, 7)
     assert np.isfinite(trainer.net.flat).all()
@@ -284,7 +287,9 @@ def test_nan_that_was_let_in_ends_the_fit_where_it_is_met(executor, bad):
     before = everything(trainer)
     with pytest.raises(ValueError, match="X must be finite; got .* in row 70, column 2"):
         fit(trainer, data, Y)
-    with pytest.raises(FloatingPointError, match=r"epoch 1 at step 5 of 7, with lr 0.01; .* the values they began with"):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 1 at step 5 of 7, with lr 0.01; .* the values they began with"
+    ):
         fit(trainer, data, Y, check_finite=False)
     assert everything(trainer) == before
 
@@ -335,7 +340,9 @@ def test_a_wrong_mini_batch_is_refused(executor):
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "drop", "steps"), [(1, False, 100), (100, True, 1), (1000, False, 1), (33, False, 4), (33, True, 3)])
+@pytest.mark.parametrize(
+    ("size", "drop", "steps"), [(1, False, 100), (100, True, 1), (1000, False, 1), (33, False, 4), (33, True, 3)]
+)
 def test_mini_batches_may_have_any_size(executor, size, drop, steps):
     trainer = make(executor, batch_size=size, drop_last=drop)
     history = fit(trainer, X, Y, max_epochs=2)
@@ -446,7 +453,8 @@ def test_progress_is_a_bar_or_plain_lines_or_nothing(executor, capsys, monkeypat
 
 
 def test_importing_takes_numpy_alone():
-    program = "import sys, fastmb; print([m for m in ('tqdm', 'pandas', 'matplotlib', 'scipy', 'torch') if m in sys.modules])"
+    names = "'tqdm', 'pandas', 'matplotlib', 'scipy', 'torch'"
+    program = f"import sys, fastmb; print([name for name in ({names}) if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 
@@ -462,14 +470,14 @@ def test_a_memmap_of_2_gigabytes_is_never_copied(executor, tmp_path):
         X = np.memmap({str(tmp_path / "X")!r}, np.float32, "r", shape=(n, features))
         assert X.nbytes == 2 << 30
         y = np.zeros(n, np.uint8)
-        trainer = mb.Trainer(mb.mlp([features, 4, 2]), executor={executor!r})
+        trainer = mb.Trainer(mb.mlp([features, 4, 2]), batch_size=4096, executor={executor!r})
         trainer.step(X[:64], y[:64])
-        used = next(int(s.split()[1]) for s in pathlib.Path("/proc/self/status").read_text().splitlines() if "VmData" in s)
-        resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + 400 * 2**20,) * 2)
-        history = trainer.fit(X, y, max_epochs=100, max_seconds=1, verbose=0)
-        assert history.stopped == "max_seconds" and trainer.t > 10
-        rows = n if {executor!r} == "native" else n // 8
-        assert trainer.evaluate(X[:rows], y[:rows])["loss"] < 1
+        status = pathlib.Path("/proc/self/status").read_text()
+        used = int(status.split("VmData:")[1].split()[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (used + 400 * 2**20,) * 2)
+        trainer.fit(X, y, max_epochs=1, verbose=0)
+        assert trainer.t == 1 + 64
+        assert trainer.evaluate(X, y)["loss"] < 1
         try:
             np.array(X)
         except MemoryError:

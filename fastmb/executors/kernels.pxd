@@ -41,19 +41,20 @@ cdef extern from "fastmb.h" nogil:
         int type
     ctypedef struct fmb_kernels:
         int rb, lanes, mr
-        void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b, void *c) noexcept nogil
+        void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b,
+                     void *c) noexcept nogil
         void (*peak)(int64_t steps, void *out) noexcept nogil
         void (*activation)(int kind, double value, void *a, void *d, int64_t n, int first) noexcept nogil
         void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, uint32_t threshold, double scale, void *a,
-                     void *d, int64_t n, int first) noexcept nogil
+                        void *d, int64_t n, int first) noexcept nogil
         void (*loss)(const fmb_loss_spec *spec, int rows, const void *z, const int32_t *labels, const void *target,
-                  const void *s, void *dz, void *loss) noexcept nogil
+                     const void *s, void *dz, void *loss) noexcept nogil
         void (*update)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
-                    int64_t rows, int64_t n, int64_t stride, int64_t g_stride) noexcept nogil
+                       int64_t rows, int64_t n, int64_t stride, int64_t g_stride) noexcept nogil
         void (*gather)(const fmb_source *source, const int64_t *index, int64_t first, int rows, double scale,
-                    void *out) noexcept nogil
+                       void *out) noexcept nogil
         void (*backward)(void *da, const void *d, int relu, int keep, int64_t n, int rows, void *panels,
-                      int64_t panel_stride) noexcept nogil
+                         int64_t panel_stride) noexcept nogil
         int64_t (*nonfinite)(const fmb_source *source, int64_t first, int64_t last) noexcept nogil
         void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride) noexcept nogil
     const fmb_kernels *fmb_kernels_for(int isa, int dtype)

@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The native executor: the loops and the threads over the C kernels of csrc/.
 
-A step of a mini-batch is two sweeps with a barrier after each. In the row sweep a thread takes blocks of rows: it gathers
-them, takes them forward through all stages, computes the loss, and takes the gradient backward to the first stage. In the
-weight sweep a thread takes tiles of the weight gradients, each a sum over all rows of the mini-batch in their order, and
-updates the weights under the tile while it is in the cache. One OpenMP region runs many steps.
+A step of a mini-batch is two sweeps with a barrier after each. In the row sweep a thread takes blocks of rows: it
+gathers them, takes them forward through all stages, computes the loss, and takes the gradient backward to the first
+stage. In the weight sweep a thread takes tiles of the weight gradients, each a sum over all rows of the mini-batch in
+their order, and updates the weights under the tile while it is in the cache. One OpenMP region runs many steps.
 
 Who takes a piece changes no bit, so pieces are taken from counters: every thread has a range of its own, the same each
 step, which keeps its weights in its cache, and helps the others when that is done.
@@ -558,12 +558,10 @@ cdef class NativeExecutor:
 
     cdef void _rows(self, Run *run, Mini *mini, Worker *me, int64_t first, int64_t blocks) noexcept nogil:
         """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward."""
-        cdef int64_t b, row, out_block, in_block
+        cdef int64_t b, row, out_block
         cdef int i, rows, current = 0
         cdef Stage *s
-        cdef Stage *last = &self.stages[self.n_stages - 1]
         cdef char *out
-        cdef char *da
         cdef Batch *batch = &run.batch
 
         for b in range(blocks):
@@ -746,8 +744,8 @@ cdef class NativeExecutor:
                             <void *> coef64 if self.size == 8 else <void *> coef32)
 
     cdef void _expect(self, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
-        """The rows that this thread is going to gather in the next mini-batch: asked for little by little, a tile's work
-        long each, since all at once they would be waited for."""
+        """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each
+        tile a few cache lines, since all at once they would be waited for."""
         cdef Batch *batch = &run.batch
         cdef int64_t next = mini.begin + run.batch_size, blocks, lines
         cdef int64_t rows = min(run.batch_size, batch.n - next)

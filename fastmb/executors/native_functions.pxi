@@ -1,6 +1,7 @@
 """The functions of the native module beside its executor: shuffling, looking for NaN, fork, the machine's peak, and
 single kernels for the tests."""
 
+
 # ---- data --------------------------------------------------------------------------------------------------------
 
 def permutation(int64_t n, uint64_t key):
@@ -117,7 +118,8 @@ def kernel_loss(int kind, z, y, s, isa=None, double smoothing=0.0, double delta=
     cdef cnp.ndarray dz = np.full_like(block, np.nan), loss = np.full(k.rb, np.nan, z.dtype), w
     block[:, :rows] = z.T
     scale[:rows] = s
-    spec.kind, spec.n, spec.indices, spec.smoothing, spec.delta, spec.weight = kind, n, y.ndim == 1, smoothing, delta, NULL
+    spec.kind, spec.n, spec.indices, spec.smoothing, spec.delta = kind, n, y.ndim == 1, smoothing, delta
+    spec.weight = NULL
     if weight is not None:
         w = np.ascontiguousarray(weight, z.dtype)
         spec.weight = cnp.PyArray_DATA(w)

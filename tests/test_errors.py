@@ -1,0 +1,96 @@
+"""Misuse of a trainer is refused at once, in words that name the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import _errors
+
+NET = mb.mlp([3, 4, 2])
+X, Y = np.zeros((5, 3), np.float32), np.zeros(5, int)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"net": [3, 4, 2]}, TypeError, "net must be a Sequential; got list"),
+        ({"loss": "cross-entropy"}, ValueError, "loss must be one of 'cross_entropy', "),
+        ({"loss": "cross-entropy"}, ValueError, "did you mean 'cross_entropy'?"),
+        ({"loss": mb.CrossEntropy(class_weight=[1, 2, 3])}, ValueError, "class_weight must have 2 values"),
+        ({"net": mb.mlp([3, 1])}, ValueError, "cross_entropy takes a network with at least 2 outputs"),
+        ({"optimizer": "adamm"}, ValueError, "did you mean 'adam'?"),
+        ({"optimizer": 0.1}, TypeError, "optimizer must be a name or an Optimizer such as Adam(lr=1e-3); got 0.1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1; got 0"),
+        ({"batch_size": -64}, ValueError, "batch_size must be an integer >= 1; got -64"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an integer >= 1; got 2.0"),
+        ({"batch_size": True}, TypeError, "batch_size must be an integer >= 1; got True"),
+        ({"seed": -1}, ValueError, "seed must be an integer from 0 to 18446744073709551615; got -1"),
+        ({"n_threads": 0}, ValueError, "n_threads must be an integer >= 1; got 0"),
+        ({"executor": "Native"}, ValueError, "executor must be one of 'native', 'numpy'; got 'Native'; did you mean"),
+        ({"input_scale": 0}, ValueError, "input_scale must be a number in (0, inf); got 0"),
+        ({"input_scale": np.nan}, ValueError, "input_scale must be a number in (0, inf); got nan"),
+        (
+            {"net": mb.Sequential(mb.Linear(3, 2), mb.Softmax()), "loss": "mse"},
+            ValueError,
+            "a Softmax at the output goes with cross_entropy; loss is mse",
+        ),
+    ],
+)
+def test_a_wrong_trainer_is_refused(executor, options, error, message):
+    arguments = {"net": NET, "executor": executor} | options
+    with pytest.raises(error, match=re.escape(message)):
+        mb.Trainer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_epochs": 0}, ValueError, "max_epochs must be an integer >= 1; got 0"),
+        ({"max_epochs": 1.5}, TypeError, "max_epochs must be an integer >= 1; got 1.5"),
+        ({"max_seconds": -1}, ValueError, "max_seconds must be a number in [0, inf); got -1"),
+        ({"X_val": X}, ValueError, "X_val and y_val must be given together"),
+        ({"y_val": Y}, ValueError, "X_val and y_val must be given together"),
+        ({"X_val": X[:, :2], "y_val": Y}, ValueError, "X_val has 2 features; the network takes 3"),
+        ({"X_val": X, "y_val": Y[:4]}, ValueError, "y_val has 4 rows; X_val has 5"),
+        ({"X_val": X, "y_val": Y + 2}, ValueError, "y_val must hold class labels from 0 to 1; got 2 in row 0"),
+        ({"sample_weight": [1, 2]}, ValueError, "sample_weight must have shape (5,)"),
+        ({"stop_at": {"accuracy": 1}}, ValueError, "stop_at must be one of 'loss'; got 'accuracy' (val_ metrics need"),
+        (
+            {"stop_at": {"val_acuracy": 1}, "X_val": X, "y_val": Y},
+            ValueError,
+            "stop_at must be one of 'loss', 'val_loss', 'val_accuracy'; got 'val_acuracy'; did you mean 'val_accuracy'?",
+        ),
+        ({"stop_at": {"loss": "low"}}, TypeError, "stop_at['loss'] must be a number in (-inf, inf); got 'low'"),
+        ({"stop_at": {"loss": np.nan}}, ValueError, "stop_at['loss'] must be a number in (-inf, inf); got nan"),
+        ({"stop_at": 0.5}, TypeError, "stop_at must be a mapping of names to goals, such as {'loss': 0.1}; got 0.5"),
+    ],
+)
+def test_wrong_options_of_fit_are_refused(executor, options, error, message):
+    trainer = mb.Trainer(NET, executor=executor)
+    with pytest.raises(error, match="^" + re.escape(message)):
+        trainer.fit(X, Y, verbose=0, **options)
+    assert trainer.t == 0
+
+
+def test_drop_last_must_leave_something(executor):
+    trainer = mb.Trainer(NET, executor=executor, drop_last=True, batch_size=8)
+    with pytest.raises(ValueError, match="X has 5 rows; drop_last leaves no mini-batch of 8"):
+        trainer.fit(X, Y, verbose=0)
+
+
+def test_an_unknown_name_comes_with_the_nearest_known():
+    known = ["adam", "sgd"]
+    assert (
+        str(_errors.unknown_name("o", "Adan", known))
+        == "o must be one of 'adam', 'sgd'; got 'Adan'; did you mean 'adam'?"
+    )
+    assert str(_errors.unknown_name("o", "xyz", known)) == "o must be one of 'adam', 'sgd'; got 'xyz'"
+
+
+def test_a_missing_package_comes_with_its_extra():
+    error = _errors.missing_extra("pandas", "pandas", "to_pandas()")
+    assert str(error) == "to_pandas() needs the package 'pandas': pip install 'fastmb[pandas]'"
