@@ -170,6 +170,15 @@ def test_epochs_are_those_of_the_reference(name, isa):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_centered_variance_never_falls_below_zero(momentum, dtype):
+    net = mb.Sequential(mb.Linear(50, 1), dtype=dtype)
+    trainer = mb.Trainer(net, loss="mae", optimizer=mb.RMSprop(centered=True, momentum=momentum), batch_size=4)
+    trainer.fit(np.full((4 * 4000, 50), 0.3), np.full(4 * 4000, 1e9), max_epochs=1, verbose=0)
+    assert np.isfinite(net.flat).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("source", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"])
 def test_data_of_any_dtype_and_layout_give_the_same_bits(source, dtype):
     rng = np.random.default_rng(4)
