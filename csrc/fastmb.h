@@ -113,10 +113,11 @@ typedef struct {
      * `first`, and is multiplied by f'(z) when not (an earlier operation of the same stage wrote it). */
     void (*activation)(enum fmb_activation kind, double value, void *a, void *d, int64_t n, int first);
 
-    /* Dropout of a block [n][rb]: a *= mask, d = mask or d *= mask; mask is 0 or 1/(1-p). `threshold` = floor(p 2^32),
-     * `scale` = 1/(1-p). Row r of the block is row `row` + r of the mini-batch. */
-    void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, uint32_t threshold, double scale, void *a,
-                    void *d, int64_t n, int first);
+    /* Dropout of a block [n][rb]: a *= mask, d = mask or d *= mask (d NULL: left out); mask is 0 or 1/(1-p). `threshold` =
+     * floor(p 2^32), `scale` = 1/(1-p). Row r of the block is row `row` + r of the mini-batch, feature j is unit `unit` + j
+     * of the layer; `unit` is a multiple of 4. */
+    void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, int64_t unit, uint32_t threshold, double scale,
+                    void *a, void *d, int64_t n, int first);
 
     /* The loss of `rows` rows. In: z [n][rb]; labels [rb] or target T[n][rb]; s T[rb], the rows' sample weights divided by
      * the mini-batch's sum of weights (0 beyond `rows`). Out: dz T[n][rb] = s * dl/dz, unless dz is NULL (dz may be z);

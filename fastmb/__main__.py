@@ -1,4 +1,4 @@
-"""`python -m fastmb`: train a classifier on real data, now, and say how well and how fast; or show the configuration."""
+"""`python -m fastmb`: train a classifier on real data and say how well and how fast; or show the configuration."""
 
 from __future__ import annotations
 
@@ -153,9 +153,8 @@ def _speed(trainer: Trainer, gflops: float) -> dict[str, str]:
     peak = native.fma_peak(plan.dtype, threads, 0.2)
     # More threads can't reach less than one does, unless something else has the processors: no peak, then.
     measured = threads == 1 or peak > native.fma_peak(plan.dtype, 1, 0.1)
-    share = (
-        f"{gflops / peak:.0%} of this machine's FMA peak, {peak:.0f}" if measured else "too busy a machine for its peak"
-    )
+    busy = "machine too busy for its peak"
+    share = f"{gflops / peak:.0%} of this machine's FMA peak, {peak:.0f}" if measured else busy
     return {
         "GFLOP/s": f"{gflops:.1f} ({share})",
         "threads": str(threads),

@@ -66,4 +66,8 @@ class R2:
         return float(np.where(constant, self._residual == 0, r2).mean())
 
 
-BY_TASK = {"classification": Accuracy, "multilabel": LabelAccuracy, "regression": R2}
+BY_TASK: dict[str, type[Accuracy] | type[R2]] = {
+    "classification": Accuracy,
+    "multilabel": LabelAccuracy,
+    "regression": R2,
+}

@@ -45,8 +45,8 @@ cdef extern from "fastmb.h" nogil:
                      void *c) noexcept nogil
         void (*peak)(int64_t steps, void *out) noexcept nogil
         void (*activation)(int kind, double value, void *a, void *d, int64_t n, int first) noexcept nogil
-        void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, uint32_t threshold, double scale, void *a,
-                        void *d, int64_t n, int first) noexcept nogil
+        void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, int64_t unit, uint32_t threshold,
+                        double scale, void *a, void *d, int64_t n, int first) noexcept nogil
         void (*loss)(const fmb_loss_spec *spec, int rows, const void *z, const int32_t *labels, const void *target,
                      const void *s, void *dz, void *loss) noexcept nogil
         void (*update)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,

@@ -478,8 +478,7 @@ cdef class NativeExecutor:
             if mini.step == 0:
                 fmb_barrier_wait(&self.barrier, threads)
             self._row_sweep(run, &mini, tid, threads)
-            if fmb_barrier_wait(&self.barrier, threads):
-                fmb_take(&run.stalls, 1)
+            self._meet(run, threads)
             if run.bad:
                 if tid == 0:
                     self._sum(run, &mini)
@@ -544,117 +543,145 @@ cdef class NativeExecutor:
     # ---- the row sweep --------------------------------------------------------------------------------------------
 
     cdef void _row_sweep(self, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
-        """Blocks of rows: this thread's own, then what is left of the others'."""
+        """Blocks of rows: this thread's own, then what is left of the others'. Where there are fewer blocks than
+        threads, all threads work on every block, each on a part of the features of every stage."""
         cdef int i
         cdef int64_t block
         cdef Worker *owner
+        if mini.blocks < threads:
+            for block in range(mini.blocks):
+                self._rows(run, mini, &self.workers[0], block, 1, tid, threads)
+            return
         for i in range(threads):
             owner = &self.workers[(tid + i) % threads]
             while True:
                 block = fmb_take(&owner.next_block, self.group)
                 if block >= owner.last_block:
                     break
-                self._rows(run, mini, &self.workers[tid], block, min(<int64_t> self.group, owner.last_block - block))
+                self._rows(run, mini, &self.workers[tid], block, min(<int64_t> self.group, owner.last_block - block),
+                           0, 1)
 
-    cdef void _rows(self, Run *run, Mini *mini, Worker *me, int64_t first, int64_t blocks) noexcept nogil:
-        """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward."""
-        cdef int64_t b, row, out_block
+    cdef void _rows(self, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int part,
+                    int parts) noexcept nogil:
+        """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward. Does part `part` of `parts`, each a
+        range of features in whole panels, which meet where one needs what another has made."""
+        cdef int64_t b, row, block, low, high
         cdef int i, rows, current = 0
         cdef Stage *s
         cdef char *out
+        cdef char *d
         cdef Batch *batch = &run.batch
 
-        for b in range(blocks):
-            row = (first + b) * mini.block_rows
-            rows = <int> min(mini.block_rows, mini.rows - row)
-            out = self.stages[0].x + (first + b) * self.stages[0].x_block * self.size
-            self._gather(&batch.X, batch, mini.begin + row, rows, batch.scale, out)
-            self._apply(self.input_ops, self.n_input_ops, out, me.da[0], self.stages[0].n_in, run.t + mini.step, row, 1)
+        if part == 0:
+            for b in range(blocks):
+                row = (first + b) * mini.block_rows
+                rows = <int> min(mini.block_rows, mini.rows - row)
+                out = self.stages[0].x + (first + b) * self.stages[0].x_block * self.size
+                self._gather(&batch.X, batch, mini.begin + row, rows, batch.scale, out)
+                self._apply(self.input_ops, self.n_input_ops, out, NULL, 0, self.stages[0].n_in, run.t + mini.step,
+                            row, 1)
+        self._meet(run, parts)
 
         for i in range(self.n_stages):
             s = &self.stages[i]
             if i + 1 < self.n_stages:
-                out_block = self.stages[i + 1].x_block
-                out = self.stages[i + 1].x + first * out_block * self.size
+                block = self.stages[i + 1].x_block
+                out = self.stages[i + 1].x + first * block * self.size
             else:
-                out_block = (self.widest + 1) * self.rb
-                out = me.da[0]
-            self._forward(s, mini, first, blocks, s.x + first * s.x_block * self.size, s.x_block, out, out_block)
+                block = (self.widest + 1) * self.rb
+                out = home.da[0]
+            _panels(&low, &high, s.n_out, self.rb, part, parts)
+            self._forward(s, mini, first, blocks, s.x + first * s.x_block * self.size, s.x_block, out, block, low, high)
             for b in range(blocks):
-                self._apply(s.ops, s.n_ops, out + b * out_block * self.size,
-                            NULL if s.derivative == SIGN else me.d[i] + b * s.n_out * self.rb * self.size, s.n_out,
+                d = NULL if s.derivative != FACTOR else home.d[i] + (b * s.n_out + low) * self.rb * self.size
+                self._apply(s.ops, s.n_ops, out + (b * block + low * self.rb) * self.size, d, low, high - low,
                             run.t + mini.step, (first + b) * mini.block_rows, 1)
+            self._meet(run, parts)
 
-        out_block = (self.widest + 1) * self.rb
-        for b in range(blocks):
-            self._loss(run, mini, me, first + b, me.da[0] + b * out_block * self.size)
+        block = (self.widest + 1) * self.rb
+        if part == 0:
+            for b in range(blocks):
+                self._loss(run, mini, home, first + b, home.da[0] + b * block * self.size)
+        self._meet(run, parts)
 
         for i in range(self.n_stages - 1, -1, -1):
             s = &self.stages[i]
+            _panels(&low, &high, s.n_out, self.rb, part, parts)
             for b in range(blocks):
                 rows = <int> min(mini.block_rows, mini.rows - (first + b) * mini.block_rows)
-                if s.derivative == NONE:
-                    out = NULL
-                elif s.derivative == FACTOR:
-                    out = me.d[i] + b * s.n_out * self.rb * self.size
-                else:
-                    out = (self.stages[i + 1].x + (first + b) * self.stages[i + 1].x_block * self.size)
-                self.k.backward(me.da[current] + b * out_block * self.size, out, s.derivative == SIGN, i > 0, s.n_out,
-                                rows, s.dz + (first + b) * self.rb * self.rb * self.size, s.panel_stride)
+                d = NULL
+                if s.derivative == FACTOR:
+                    d = home.d[i] + (b * s.n_out + low) * self.rb * self.size
+                elif s.derivative == SIGN:
+                    d = self.stages[i + 1].x + ((first + b) * self.stages[i + 1].x_block + low * self.rb) * self.size
+                self.k.backward(home.da[current] + (b * block + low * self.rb) * self.size, d, s.derivative == SIGN,
+                                i > 0, high - low, rows,
+                                s.dz + (low // self.rb * s.panel_stride + (first + b) * self.rb * self.rb) * self.size,
+                                s.panel_stride)
             if i > 0:
-                self._backward(s, mini, first, blocks, me.da[current], me.da[1 - current], out_block)
+                self._meet(run, parts)
+                _panels(&low, &high, s.n_in, self.rb, part, parts)
+                self._backward(s, mini, first, blocks, home.da[current], home.da[1 - current], block, low, high)
+                self._meet(run, parts)
                 current = 1 - current
+
+    cdef void _meet(self, Run *run, int threads) noexcept nogil:
+        """A barrier of all threads that work on the same."""
+        if threads > 1 and fmb_barrier_wait(&self.barrier, threads):
+            fmb_take(&run.stalls, 1)
 
     cdef void _gather(self, fmb_source *source, Batch *batch, int64_t position, int rows, double scale,
                       void *out) noexcept nogil:
         self.k.gather(source, batch.order + position if batch.order != NULL else NULL, position, rows, scale, out)
 
-    cdef void _apply(self, Op *ops, int n_ops, char *a, char *d, int64_t n, uint64_t t, int64_t row,
+    cdef void _apply(self, Op *ops, int n_ops, char *a, char *d, int64_t unit, int64_t n, uint64_t t, int64_t row,
                      int training) noexcept nogil:
-        """A stage's operations on one block [n][rb], in place; `d` receives the product of their derivatives."""
+        """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
+        derivatives."""
         cdef int i, first = 1
         for i in range(n_ops):
             if ops[i].kind != DROPOUT:
                 self.k.activation(ops[i].kind, ops[i].value, a, d, n * self.rb, first)
             elif training:
-                self.k.dropout(self.seed, t, ops[i].index, row, ops[i].threshold, ops[i].scale, a, d, n, first)
+                self.k.dropout(self.seed, t, ops[i].index, row, unit, ops[i].threshold, ops[i].scale, a, d, n, first)
             else:
                 continue
             first = 0
 
     cdef void _forward(self, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
-                       int64_t out_block) noexcept nogil:
-        """out[o][row] = sum over i of w[i][o] x[i][row], for each block; weights are looked at once for all of them."""
+                       int64_t out_block, int64_t low, int64_t high) noexcept nogil:
+        """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once for
+        all of them."""
         cdef fmb_gemm g
-        cdef int64_t k, m, b, start = 0, depth = s.rows if blocks == 1 else KC
+        cdef int64_t k, m, b, depth = s.rows if blocks == 1 else KC
         if mini.block_rows == self.k.lanes and mini.rows - first * mini.block_rows <= self.k.mr // 2:
-            start = self._forward_few(s, <int> (mini.rows - first * mini.block_rows), x, out)
+            low = self._forward_few(s, <int> (mini.rows - first * mini.block_rows), x, out, low, high)
         g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
         g.b_k, g.b_block, g.c_m, g.blocks = self.rb, 0, self.rb, 1
         k = 0
         while k < s.rows:
             g.k = g.k_last = min(depth, s.rows - k)
-            m = start
-            while m < s.n_out:
+            m = low
+            while m < high:
                 for b in range(blocks):
-                    self.k.gemm(&g, <int> min(<int64_t> self.k.mr, s.n_out - m), self._vectors(mini, first + b), k > 0,
+                    self.k.gemm(&g, <int> min(<int64_t> self.k.mr, high - m), self._vectors(mini, first + b), k > 0,
                                 s.w + (k * s.n_out + m) * self.size, x + (b * x_block + k * self.rb) * self.size,
                                 out + (b * out_block + m * self.rb) * self.size)
                 m += self.k.mr
             k += depth
 
-    cdef int64_t _forward_few(self, Stage *s, int rows, char *x, char *out) noexcept nogil:
-        """The same for few rows: vectors run over outputs. Returns how many outputs that is, all but a last part."""
+    cdef int64_t _forward_few(self, Stage *s, int rows, char *x, char *out, int64_t o, int64_t high) noexcept nogil:
+        """The same for few rows: vectors run over outputs, as many as fill them. Returns the first that is left."""
         cdef fmb_gemm g
         cdef char buffer[64 * 24]
-        cdef int64_t o = 0, j
+        cdef int64_t j
         cdef int r, vectors, width
         g.a_m, g.a_k, g.a_block = 1, self.rb, 0
         g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
         g.k = g.k_last = s.rows
-        while s.n_out - o >= self.k.lanes:
+        while high - o >= self.k.lanes:
             vectors = 8 if 4 * rows <= self.k.mr else 4
-            while vectors * self.k.lanes > s.n_out - o:
+            while vectors * self.k.lanes > high - o:
                 vectors //= 2
             width = vectors * self.k.lanes
             g.c_m = width
@@ -669,8 +696,8 @@ cdef class NativeExecutor:
         return o
 
     cdef void _backward(self, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *dz, char *dx,
-                        int64_t block) noexcept nogil:
-        """dx[i][row] = sum over o of w[i][o] dz[o][row], for each block."""
+                        int64_t block, int64_t low, int64_t high) noexcept nogil:
+        """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
         cdef fmb_gemm g
         cdef int64_t k, m, b, depth = s.n_out if blocks == 1 else KC
         g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
@@ -678,10 +705,10 @@ cdef class NativeExecutor:
         k = 0
         while k < s.n_out:
             g.k = g.k_last = min(depth, s.n_out - k)
-            m = 0
-            while m < s.n_in:
+            m = low
+            while m < high:
                 for b in range(blocks):
-                    self.k.gemm(&g, <int> min(<int64_t> self.k.mr, s.n_in - m), self._vectors(mini, first + b), k > 0,
+                    self.k.gemm(&g, <int> min(<int64_t> self.k.mr, high - m), self._vectors(mini, first + b), k > 0,
                                 s.w + (m * s.n_out + k) * self.size, dz + (b * block + k * self.rb) * self.size,
                                 dx + (b * block + m * self.rb) * self.size)
                 m += self.k.mr
@@ -836,13 +863,13 @@ cdef class NativeExecutor:
                 if i == 0:
                     row = (first + b) * mini.block_rows
                     self._gather(&batch.X, batch, row, <int> min(mini.block_rows, mini.rows - row), batch.scale, a)
-                    self._apply(self.input_ops, self.n_input_ops, a, NULL, s.n_in, 0, 0, 0)
+                    self._apply(self.input_ops, self.n_input_ops, a, NULL, 0, s.n_in, 0, 0, 0)
                 for r in range(self.rb):
                     _put(a, s.n_in * self.rb + r, 1.0, self.size)
-            self._forward(s, mini, first, blocks, me.da[current], block, me.da[1 - current], block)
+            self._forward(s, mini, first, blocks, me.da[current], block, me.da[1 - current], block, 0, s.n_out)
             current = 1 - current
             for b in range(blocks):
-                self._apply(s.ops, s.n_ops, me.da[current] + b * block * self.size, NULL, s.n_out, 0, 0, 0)
+                self._apply(s.ops, s.n_ops, me.da[current] + b * block * self.size, NULL, 0, s.n_out, 0, 0, 0)
         for b in range(blocks):
             a = me.da[current] + b * block * self.size
             row = (first + b) * mini.block_rows
@@ -884,6 +911,13 @@ cdef inline void _share(int64_t *first, int64_t *last, int64_t pieces, int tid, 
     """A thread's own range of the pieces of a sweep."""
     first[0] = tid * pieces // threads
     last[0] = (tid + 1) * pieces // threads
+
+
+cdef inline void _panels(int64_t *low, int64_t *high, int64_t n, int64_t width, int part, int parts) noexcept nogil:
+    """A part of n features, in whole panels."""
+    cdef int64_t panels = (n + width - 1) // width
+    low[0] = min(n, part * panels // parts * width)
+    high[0] = min(n, (part + 1) * panels // parts * width)
 
 
 cdef int _source(cnp.ndarray a, fmb_source *source) except -1:

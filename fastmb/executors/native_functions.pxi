@@ -54,23 +54,27 @@ if hasattr(os, "register_at_fork"):
 # ---- the machine -------------------------------------------------------------------------------------------------
 
 def fma_peak(dtype="float32", int n_threads=1, double seconds=0.1):
-    """GFLOP/s of fused multiply-adds on registers alone, on `n_threads` threads at once: the best of short runs."""
+    """GFLOP/s of fused multiply-adds on registers alone: what `n_threads` threads reach at once, each in its best
+    fraction of a millisecond."""
     cdef const fmb_kernels *k = _kernels(dtype)
-    cdef int64_t steps = 100_000
+    cdef double[::1] best = np.zeros(n_threads)
     cdef int tid
-    cdef double start, end = fmb_now() + seconds, flops = 4.0 * k.mr * k.lanes * steps * n_threads
-    rates = []
-    while not rates or fmb_now() < end:
-        start = fmb_now()
-        for tid in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
-            _peak(k, steps)
-        rates.append(flops / (fmb_now() - start) * 1e-9)
-    return max(rates)
+    for tid in prange(n_threads, nogil=True, num_threads=n_threads, schedule="static"):
+        best[tid] = _peak(k, seconds)
+    return 1e-9 * sum(best)
 
 
-cdef void _peak(const fmb_kernels *k, int64_t steps) noexcept nogil:
+cdef double _peak(const fmb_kernels *k, double seconds) noexcept nogil:
+    """The same of one thread, FLOP/s."""
     cdef char[64] sink
-    k.peak(steps, sink)
+    cdef int64_t steps = 20_000
+    cdef double best = 0, start = fmb_now(), end = start + seconds, now
+    while start < end:
+        k.peak(steps, sink)
+        now = fmb_now()
+        best = max(best, 4.0 * k.mr * k.lanes * steps / (now - start))
+        start = now
+    return best
 
 
 # ---- single kernels, for the tests -------------------------------------------------------------------------------
@@ -87,8 +91,8 @@ def kernel_dropout(uint64_t seed, uint64_t t, int index, int64_t row, double p, 
     """The mask (n, rows) of a dropout of n units, for the rows from `row` on."""
     cdef const fmb_kernels *k = _kernels(dtype, isa)
     cdef cnp.ndarray a = np.ones((n, k.rb), dtype), d = np.full_like(a, np.nan)
-    k.dropout(seed, t, index, row, <uint32_t> int(p * 4294967296.0), 1 / (1 - p), cnp.PyArray_DATA(a),
-              cnp.PyArray_DATA(d), n, 1)
+    k.dropout(seed, t, index, row, 0, <uint32_t> int(p * 4294967296.0), 1 / (1 - p),
+              cnp.PyArray_DATA(a), cnp.PyArray_DATA(d), n, 1)
     return d[:, :rows]
 
 
