@@ -1,8 +1,8 @@
 """The one place where a thread count is decided, and which instruction set is used.
 
-A count is never more than what the caller asked for, what OpenMP would use in this thread now (`OMP_NUM_THREADS`, a live
-`omp_set_num_threads`, `threadpoolctl`), the processors this process may run on, and the processors' worth of time that
-its control group gives it. Where nobody asked, it is also no more than the work of a step can feed. None of these
+A count is never more than what the caller asked for, what OpenMP would use in this thread now (`OMP_NUM_THREADS`, a
+live `omp_set_num_threads`, `threadpoolctl`), the processors this process may run on, and the processors' worth of time
+that its control group gives it. Where nobody asked, it is also no more than the work of a step can feed. None of these
 limits is changed.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ._errors import unknown_name
@@ -57,29 +56,24 @@ def cgroup_limit(root: Path = Path("/sys/fs/cgroup"), self_file: Path = Path("/p
         return limit
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2: cpu.max holds "quota period" or "max period"
-            folders = [root / "unified" / path.lstrip("/"), root / path.lstrip("/"), root]
-            limit = min(limit, _first(folders, _v2_quota))
+        if not controllers:
+            bases, quota = [root / "unified", root], _v2_quota
         elif "cpu" in controllers.split(","):
-            folders = [root / controllers / path.lstrip("/"), root / "cpu" / path.lstrip("/"), root / "cpu"]
-            limit = min(limit, _first(folders, _v1_quota))
+            bases, quota = [root / controllers, root / "cpu"], _v1_quota
+        else:
+            continue
+        for base in bases:
+            group = base / path.lstrip("/")
+            for folder in [group, *group.parents][: len(group.parts) - len(base.parts) + 1]:  # and all groups above
+                try:
+                    limit = min(limit, quota(folder) or limit)
+                except (OSError, ValueError):
+                    continue
     return limit
 
 
-def _first(folders: list[Path], quota: Callable[[Path], int | None]) -> int:
-    """The smallest limit in a group or those above it; without one, no limit."""
-    limits = []
-    for folder in folders:
-        try:
-            found = quota(folder)
-        except (OSError, ValueError):
-            continue
-        if found is not None:
-            limits.append(found)
-    return min(limits, default=1 << 30)
-
-
 def _v2_quota(folder: Path) -> int | None:
+    """cpu.max holds "quota period" or "max period"."""
     quota, period = (folder / "cpu.max").read_text().split()
     return None if quota == "max" else math.ceil(int(quota) / int(period))
 

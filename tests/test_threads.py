@@ -1,0 +1,142 @@
+"""How many threads run: asked for, allowed, worth it; and what happens around them: forks, other threads, signals."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import fastmb as mb
+from fastmb import threads
+from fastmb.executors import native
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((512, 64)).astype(np.float32)
+Y = RNG.integers(0, 10, 512)
+
+
+def digest(trainer):
+    trainer.fit(X, Y, max_epochs=2, verbose=0)
+    return trainer.net.flat.tobytes()
+
+
+def trainer(n_threads=None, seed=0):
+    return mb.Trainer(mb.mlp([64, 256, 10], seed=seed), optimizer=mb.Adam(), n_threads=n_threads, seed=seed)
+
+
+def in_a_new_process(code, **environment):
+    """What `code` prints in a new interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_small_steps_take_one_thread_and_large_ones_all_that_are_allowed(monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 8)
+    assert threads.resolve(None, 1e3) == 1
+    assert threads.resolve(None, 3.5 * threads.FLOPS_PER_THREAD) == 3
+    assert threads.resolve(None, 1e12) == 8
+
+
+def test_what_was_asked_for_is_never_more_than_what_is_allowed(monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 2)
+    assert [threads.resolve(asked, 1.0) for asked in (1, 2, 3, 100)] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"), [("max 100000", None), ("150000 100000", 2), ("100000 100000", 1), ("5000 100000", 1)]
+)
+def test_version_2_control_groups_are_respected(tmp_path, content, limit):
+    group = tmp_path / "a" / "b"
+    group.mkdir(parents=True)
+    (tmp_path / "a" / "cpu.max").write_text("400000 100000\n")
+    (group / "cpu.max").write_text(content + "\n")
+    (tmp_path / "cgroup").write_text("0::/a/b\n")
+    assert threads.cgroup_limit(tmp_path, tmp_path / "cgroup") == (limit or 4)
+
+
+@pytest.mark.parametrize(("quota", "limit"), [(-1, 1 << 30), (250_000, 3), (20_000, 1)])
+def test_version_1_control_groups_are_respected(tmp_path, quota, limit):
+    group = tmp_path / "cpu,cpuacct" / "job"
+    group.mkdir(parents=True)
+    (group / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (group / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "cgroup").write_text("3:cpu,cpuacct:/job\n2:memory:/job\n")
+    assert threads.cgroup_limit(tmp_path, tmp_path / "cgroup") == limit
+
+
+def test_a_machine_without_control_groups_has_no_such_limit(tmp_path):
+    assert threads.cgroup_limit(tmp_path, tmp_path / "missing") == 1 << 30
+
+
+def test_openmp_environment_and_affinity_are_respected():
+    code = "from fastmb import threads; print(threads.resolve(None, 1e12), threads.resolve(2, 1e12))"
+    assert in_a_new_process(code, OMP_NUM_THREADS="1") == ["1", "1"]
+    pinned = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});" + code
+    assert in_a_new_process(pinned) == ["1", "1"]
+
+
+def test_threadpoolctl_limits_are_respected_and_not_changed():
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert threads.limit() == native.max_threads() == 1
+        digest(trainer())
+        assert native.max_threads() == 1
+
+
+def test_a_fit_after_a_fork_works_in_parent_and_child():
+    expected = digest(trainer())
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    for _ in range(3):
+        child = context.Process(target=lambda: queue.put(digest(trainer(2))))
+        child.start()
+        try:
+            assert queue.get(timeout=60) == expected
+        finally:
+            child.kill()
+            child.join()
+        assert digest(trainer(2)) == expected
+
+
+def test_trainers_in_several_python_threads_dont_disturb_one_another():
+    expected = {seed: digest(trainer(2, seed)) for seed in range(3)}
+    found = {}
+
+    def work(seed):
+        for _ in range(3):
+            found[seed] = digest(trainer(2, seed))
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in expected]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == expected
+
+
+def test_predictions_of_one_network_from_several_threads_are_right():
+    net = mb.mlp([64, 256, 10])
+    expected, found = net(X), [None] * 4
+
+    def work(i):
+        for _ in range(20):
+            found[i] = net(X[i * 100 : i * 100 + 100])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all((found[i] == expected[i * 100 : i * 100 + 100]).all() for i in range(4))
+
+
+def test_an_unknown_instruction_set_is_an_error_with_those_that_there_are(monkeypatch):
+    monkeypatch.setenv("FASTMB_ISA", "v9")
+    with pytest.raises(ValueError, match=r"FASTMB_ISA must be one of .*got 'v9'"):
+        native.isa()
