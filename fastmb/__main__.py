@@ -9,16 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import Adam, Trainer, mlp, show_config
+from . import AdamW, Dropout, Sequential, Trainer, mlp, show_config
 from ._checks import number
 from .datasets import load_digits, load_fashion_mnist
 from .executors import NAMES
 from .nn import DTYPES
-from .rng import permutation
-
-# The digits are split 80/20 by a shuffle of this seed, always the same: it makes runs comparable. Which 360 digits are
-# tested matters more (0.97 to 0.985 over seeds 0 to 3) than the network's own seed (0.975 to 0.983 on this split).
-_SPLIT_SEED = 1
 
 
 class Task(NamedTuple):
@@ -31,6 +26,7 @@ class Task(NamedTuple):
     y_test: np.ndarray
     scale: float
     hidden: list[int]
+    input_dropout: float
     dropout: float
     epochs: int
     batch_size: int
@@ -63,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastmb",
-        description="Train a classifier on the UCI digits that ship with fastmb, or on Fashion-MNIST, with Adam and a "
+        description="Train a classifier on the UCI digits that ship with fastmb, or on Fashion-MNIST, with AdamW and a "
         "learning rate that falls linearly to 0; report its test accuracy and the speed of training.",
     )
     parser.add_argument(
@@ -72,11 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fashion-mnist", metavar="DIR", help="train on the IDX files in DIR (Debian: package dataset-fashion-mnist)"
     )
-    parser.add_argument("--epochs", type=_positive, metavar="N", help="default: 40, Fashion-MNIST 10")
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="default: 60, Fashion-MNIST 10")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="default: 32, Fashion-MNIST 64")
-    parser.add_argument("--lr", type=float, help="the learning rate to begin with; default: 0.004, Fashion-MNIST 0.001")
+    parser.add_argument("--lr", type=float, help="the learning rate to begin with; default: 0.002, Fashion-MNIST 0.001")
     parser.add_argument(
-        "--hidden", type=_positive, nargs="*", metavar="N", help="sizes of the hidden layers; default: 128"
+        "--hidden",
+        type=_positive,
+        nargs="*",
+        metavar="N",
+        help="sizes of the hidden layers; default: 256 256, Fashion-MNIST 128",
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="at most; default: what the machine allows")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout; default: 0")
@@ -98,13 +98,12 @@ def _positive(text: str) -> int:
 
 def _digits() -> Task:
     X, y = load_digits()
-    order = permutation(len(X), _SPLIT_SEED, 0)
-    test, train = np.split(order, [len(X) // 5])
-    return Task("UCI digits", X[train], y[train], X[test], y[test], 1 / 16, [128], 0.2, 40, 32, 0.004)
+    test = np.arange(len(X)) % 5 == 4  # every fifth image; the settings were chosen on other splits
+    return Task("UCI digits", X[~test], y[~test], X[test], y[test], 1 / 16, [256, 256], 0.1, 0.3, 60, 32, 0.002)
 
 
 def _fashion_mnist(directory: str) -> Task:
-    return Task("Fashion-MNIST", *load_fashion_mnist(directory), 1 / 255, [128], 0.1, 10, 64, 0.001)
+    return Task("Fashion-MNIST", *load_fashion_mnist(directory), 1 / 255, [128], 0.0, 0.1, 10, 64, 0.001)
 
 
 def _trainer(task: Task, args: argparse.Namespace) -> Trainer:
@@ -113,10 +112,11 @@ def _trainer(task: Task, args: argparse.Namespace) -> Trainer:
     steps = (args.epochs or task.epochs) * -(-len(task.X) // batch_size)
     lr = number("lr", task.lr if args.lr is None else args.lr, "[0, inf)")
     sizes = [task.X.shape[1], *hidden, int(task.y.max()) + 1]
+    hidden_and_output = mlp(sizes, activation="relu", dropout=task.dropout).modules
     return Trainer(
-        mlp(sizes, activation="relu", dropout=task.dropout, dtype=args.dtype, seed=args.seed),
+        Sequential(Dropout(task.input_dropout), *hidden_and_output, dtype=args.dtype, seed=args.seed),
         loss="cross_entropy",
-        optimizer=Adam(lr=lambda t: lr * (1 - t / steps)),
+        optimizer=AdamW(lr=lambda t: lr * (1 - t / steps)),
         batch_size=batch_size,
         seed=args.seed,
         n_threads=args.threads,

@@ -20,39 +20,28 @@ def report(text: str) -> dict[str, str]:
 
 
 def test_the_digits_are_learnt(executor, capsys):
-    assert main(["--executor", executor, "--min-accuracy", "0.97"]) == 0
+    # The reference is slow: a smaller network, fewer epochs.
+    options, least, network = [], 0.97, "64-256-256-10"
+    if executor == "numpy":
+        options, least, network = ["--epochs", "10", "--hidden", "64"], 0.95, "64-64-10"
+    assert main(["--executor", executor, "--min-accuracy", str(least), *options]) == 0
     out, error = capsys.readouterr()
     found = report(out)
-    assert float(found["test accuracy"]) >= 0.97
-    assert found["network"] == "64-128-10, float32, batches of 32"
+    assert float(found["test accuracy"]) >= least
+    assert found["network"] == network + ", float32, batches of 32"
     assert found["seed"] == "0"
     assert int(found["examples a second"].replace(" ", "")) > 0
     assert float(found["GFLOP/s"].split()[0]) > 0
     if executor == "native":
         assert found["threads"].isdigit()
         assert found["instruction set"] in ("v2", "v3", "v4")
-    assert "40.0/40 epochs" in error
+    epochs = options[1] if options else "60"
+    assert f"{epochs}.0/{epochs} epochs" in error
 
 
 def test_options_are_obeyed(executor, capsys):
-    options = [
-        "--epochs",
-        "2",
-        "--batch-size",
-        "100",
-        "--lr",
-        "0.01",
-        "--hidden",
-        "20",
-        "30",
-        "--threads",
-        "1",
-        "--seed",
-        "7",
-        "--dtype",
-        "float64",
-        "--quiet",
-    ]
+    network = ["--hidden", "20", "30", "--seed", "7", "--dtype", "float64"]
+    options = ["--epochs", "2", "--batch-size", "100", "--lr", "0.01", "--threads", "1", "--quiet", *network]
     assert main([*options, "--executor", executor]) == 0
     out, error = capsys.readouterr()
     found = report(out)
@@ -96,9 +85,9 @@ def test_fashion_mnist_is_read_from_its_directory(executor, capsys, tmp_path):
     ],
 )
 def test_wrong_arguments_end_with_one_line_and_no_traceback(arguments, message, capsys, executors_here):
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as ended:
         main(["--executor", executors_here[0], *arguments])
-    assert exit.value.code == 2
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 

@@ -64,7 +64,7 @@ def test_a_missing_file_is_named_and_so_is_what_there_is(fashion, tmp_path_facto
 
 def test_files_that_dont_belong_together_are_refused(fashion):
     (fashion / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(5, np.uint8)))
-    with pytest.raises(ValueError, match="train files in .* hold 6 images but 5 labels"):
+    with pytest.raises(ValueError, match=r"train files in .* hold 6 images but 5 labels"):
         datasets.load_fashion_mnist(fashion)
     (fashion / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros((5, 2), np.uint8)))
     with pytest.raises(ValueError, match="must hold 1-D uint8 data; it holds 2-D uint8"):

@@ -62,7 +62,7 @@ def test_a_wrong_trainer_is_refused(executor, options, error, message):
         (
             {"stop_at": {"val_acuracy": 1}, "X_val": X, "y_val": Y},
             ValueError,
-            "stop_at must be one of 'loss', 'val_loss', 'val_accuracy'; got 'val_acuracy'; did you mean 'val_accuracy'?",
+            "stop_at must be one of 'loss', 'val_loss', 'val_accuracy'; got 'val_acuracy'; did you mean",
         ),
         ({"stop_at": {"loss": "low"}}, TypeError, "stop_at['loss'] must be a number in (-inf, inf); got 'low'"),
         ({"stop_at": {"loss": np.nan}}, ValueError, "stop_at['loss'] must be a number in (-inf, inf); got nan"),
