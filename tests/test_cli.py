@@ -23,7 +23,7 @@ def test_the_digits_are_learnt(executor, capsys):
     # The reference is slow: a smaller network, fewer epochs.
     options, least, network = [], 0.97, "64-256-256-10"
     if executor == "numpy":
-        options, least, network = ["--epochs", "10", "--hidden", "64"], 0.95, "64-64-10"
+        options, least, network = ["--epochs", "20", "--hidden", "128"], 0.95, "64-128-10"
     assert main(["--executor", executor, "--min-accuracy", str(least), *options]) == 0
     out, error = capsys.readouterr()
     found = report(out)

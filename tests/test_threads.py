@@ -92,12 +92,13 @@ def test_threadpoolctl_limits_are_respected_and_not_changed():
 def test_a_fit_after_a_fork_works_in_parent_and_child():
     expected = digest(trainer())
     context = multiprocessing.get_context("fork")
-    queue = context.Queue()
     for _ in range(3):
-        child = context.Process(target=lambda: queue.put(digest(trainer(2))))
+        here, there = context.Pipe()
+        child = context.Process(target=lambda connection: connection.send(digest(trainer(2))), args=(there,))
         child.start()
         try:
-            assert queue.get(timeout=60) == expected
+            assert here.poll(60), "the child hangs"
+            assert here.recv() == expected
         finally:
             child.kill()
             child.join()
