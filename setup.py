@@ -59,7 +59,7 @@ native = Extension(
     sources=["fastmb/executors/native.pyx", *sorted(glob("csrc/*.c"))],
     depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("fastmb/executors/*.px[di]")),
     include_dirs=["csrc", np.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+    define_macros=[("_GNU_SOURCE", None), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
     extra_compile_args=[*OTHERS, *WARNINGS, *DEBUG, *ARITHMETIC, *BASE],
     extra_link_args=["-fopenmp"],
 )

@@ -3,6 +3,9 @@
 #ifndef FASTMB_SYNC_H
 #define FASTMB_SYNC_H
 
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* sched_getcpu, sched_setaffinity */
+#endif
 #include <sched.h>
 #include <stdint.h>
 #include <time.h>
@@ -11,55 +14,95 @@
 #include <immintrin.h>
 #endif
 
+static inline double fmb_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* A barrier that can be used again at once. The last to arrive starts the next generation. */
+enum { FMB_MAX_THREADS = 256 };
 typedef struct {
     int32_t arrived __attribute__((aligned(64)));
     int32_t generation __attribute__((aligned(64)));
+    int32_t cpu[FMB_MAX_THREADS] __attribute__((aligned(64))); /* where each thread was when it last arrived */
 } fmb_barrier;
 
 enum { FMB_SPINS = 4000, FMB_YIELDS = 2000 }; /* some 20 us, then some milliseconds, then sleep */
 
-/* Returns whether the wait outlasted the spin: the machine has other work for somebody's processor. */
-static inline int fmb_barrier_wait(fmb_barrier *b, int threads)
+static inline int32_t fmb_cpu(void)
+{
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+/* The scheduler may wake a thread on the processor of the one that waits for it, and leave both there though another
+ * processor is idle: each then waits out the other's turns. The one that finds this out goes to a processor where none
+ * of the others is, if it may: its affinity is narrowed for a moment and put back as it was. */
+static inline void fmb_spread(const fmb_barrier *b, int tid, int threads)
+{
+#if defined(__linux__)
+    cpu_set_t allowed, free;
+    int shared = 0;
+    if (sched_getaffinity(0, sizeof(allowed), &allowed))
+        return;
+    free = allowed;
+    for (int i = 0; i < threads; i++) {
+        const int32_t cpu = __atomic_load_n(&b->cpu[i], __ATOMIC_RELAXED);
+        shared |= i != tid && cpu == fmb_cpu();
+        if (i != tid && cpu >= 0 && cpu < CPU_SETSIZE)
+            CPU_CLR(cpu, &free);
+    }
+    if (shared && CPU_COUNT(&free) > 0 && !sched_setaffinity(0, sizeof(free), &free))
+        sched_setaffinity(0, sizeof(allowed), &allowed);
+#else
+    (void)b, (void)tid, (void)threads;
+#endif
+}
+
+/* Returns the seconds that the wait outlasted the spin: the machine has other work for somebody's processor. */
+static inline double fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
 {
     if (threads == 1)
         return 0;
-    const int32_t generation = __atomic_load_n(&b->generation, __ATOMIC_RELAXED);
+    const int32_t generation = __atomic_load_n(&b->generation, __ATOMIC_RELAXED), cpu = fmb_cpu();
+    if (tid < FMB_MAX_THREADS && b->cpu[tid] != cpu)
+        __atomic_store_n(&b->cpu[tid], cpu, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
         __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&b->generation, generation + 1, __ATOMIC_RELEASE);
         return 0;
     }
-    int64_t waited = 0;
-    for (; __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation; waited++) {
-        if (waited < FMB_SPINS) {
+    for (int spins = 0; spins < FMB_SPINS; spins++) {
+        if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
+            return 0;
 #if defined(__x86_64__)
-            if (waited > 64)
-                _mm_pause();
+        if (spins > 64)
+            _mm_pause();
 #elif defined(__aarch64__)
-            __asm__ __volatile__("yield");
+        __asm__ __volatile__("yield");
 #endif
-        } else if (waited < FMB_SPINS + FMB_YIELDS) {
-            sched_yield();
-        } else {
-            const struct timespec nap = {0, 50000};
-            nanosleep(&nap, NULL);
-        }
     }
-    return waited > FMB_SPINS;
+    const double since = fmb_now();
+    fmb_spread(b, tid, threads);
+    for (int yields = 0; __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation; yields++) {
+        const struct timespec nap = {0, 50000};
+        if (yields < FMB_YIELDS)
+            sched_yield();
+        else
+            nanosleep(&nap, NULL);
+    }
+    return fmb_now() - since;
 }
 
 /* Take `count` pieces from a counter; the first of them. */
 static inline int64_t fmb_take(int64_t *counter, int64_t count)
 {
     return __atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
-}
-
-static inline double fmb_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* The mixing function of SplitMix64 (Steele, Lea and Flood 2014) of x + its increment. */

@@ -46,8 +46,9 @@ cdef int DROPOUT = -1
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
-cdef int64_t STALLS = 8         # waits for a busy processor after which a run goes on with one thread ...
-cdef double FIRST_PAUSE = 0.2   # ... for so many seconds, then for twice as many, up to
+cdef double STALLED = 0.3       # share of its time that a run may wait for a busy processor before it goes on alone ...
+cdef double TRIAL = 0.004       # ... once it has run for so many seconds
+cdef double FIRST_PAUSE = 0.2   # alone for so many seconds, then for twice as many, up to
 cdef double LAST_PAUSE = 3.2
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
 
@@ -116,6 +117,7 @@ cdef struct Worker:
     char *loss
     fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
     int64_t expected_lines
+    double stalled          # seconds of this run that its processor, or another's, was given to others
     char pad[64]
 
 cdef struct Batch:
@@ -137,7 +139,8 @@ cdef struct Run:            # what one call works on
     char *state[3]
     double deadline
     int64_t check           # steps between two looks at the clock
-    int64_t done, stalls    # updates made; barriers at which a thread had to wait for its processor
+    int64_t done            # updates made
+    double begun
     int stop, bad
     int far                 # parameters and state are worth asking for ahead of their tile
 
@@ -383,9 +386,12 @@ cdef class NativeExecutor:
         threads = self._threads_for(flops, steps)
         run.far = run.batch_size >= self.k.lanes and (1 + n_states) * self.plan_size() * self.size > GROUP_BYTES
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
-        run.deadline = fmb_now() + seconds
+        run.begun = fmb_now()
+        run.deadline = run.begun + seconds
         with self.lock:
             self._reserve(run.batch_size, threads)
+            for i in range(threads):
+                self.workers[i].stalled = 0
             with nogil:
                 if threads == 1:
                     self._work(&run, 0, 1)
@@ -394,7 +400,7 @@ cdef class NativeExecutor:
                     with parallel(num_threads=threads):
                         self._work(&run, omp_get_thread_num(), omp_get_num_threads())
                     fmb_take(&regions, -1)
-        if run.stalls > STALLS:
+        if threads > 1 and fmb_now() - run.begun > TRIAL and self._stalled(fmb_now() - run.begun, threads):
             self.alone_until = fmb_now() + self.pause
             self.pause = min(2 * self.pause, LAST_PAUSE)
         elif threads > 1:
@@ -475,10 +481,10 @@ cdef class NativeExecutor:
         _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
         while True:
             _share(&me.next_tile, &me.last_tile, self.total_tiles, tid, threads)
-            if mini.step == 0:
-                fmb_barrier_wait(&self.barrier, threads)
+            if mini.step == 0:  # a thread that was asleep may take its time to get here: that says nothing
+                fmb_barrier_wait(&self.barrier, tid, threads)
             self._row_sweep(run, &mini, tid, threads)
-            self._meet(run, threads)
+            self._meet(tid, threads)
             if run.bad:
                 if tid == 0:
                     self._sum(run, &mini)
@@ -487,16 +493,27 @@ cdef class NativeExecutor:
             if tid == 0:
                 self._sum(run, &mini)
                 run.done = mini.step + 1
-                if run.done == run.steps or run.stalls > STALLS or (run.done % run.check == 0
-                                                                    and fmb_now() > run.deadline):
+                if run.done == run.steps or (run.done % run.check == 0 and self._interrupted(run, threads)):
                     run.stop = 1
             if mini.step + 1 < run.steps:
                 self._mini_batch(run, mini.step + 1, threads, &mini)
                 _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
-            fmb_barrier_wait(&self.barrier, threads)
+            self._meet(tid, threads)
             if run.stop:
                 break
         fmb_fp_leave(fp)
+
+    cdef bint _interrupted(self, Run *run, int threads) noexcept nogil:
+        """Whether the time is over, or so much of it spent in waiting that one thread would do better."""
+        cdef double now = fmb_now()
+        return now > run.deadline or (now - run.begun > TRIAL and self._stalled(now - run.begun, threads))
+
+    cdef bint _stalled(self, double seconds, int threads) noexcept nogil:
+        cdef double total = 0
+        cdef int i
+        for i in range(threads):
+            total += self.workers[i].stalled
+        return total > STALLED * seconds
 
     cdef void _mini_batch(self, Run *run, int64_t step, int threads, Mini *mini) noexcept nogil:
         """Which rows are mini-batch `step` of the run, and how they are cut into blocks."""
@@ -580,7 +597,7 @@ cdef class NativeExecutor:
                 self._gather(&batch.X, batch, mini.begin + row, rows, batch.scale, out)
                 self._apply(self.input_ops, self.n_input_ops, out, NULL, 0, self.stages[0].n_in, run.t + mini.step,
                             row, 1)
-        self._meet(run, parts)
+        self._meet(part, parts)
 
         for i in range(self.n_stages):
             s = &self.stages[i]
@@ -596,13 +613,13 @@ cdef class NativeExecutor:
                 d = NULL if s.derivative != FACTOR else home.d[i] + (b * s.n_out + low) * self.rb * self.size
                 self._apply(s.ops, s.n_ops, out + (b * block + low * self.rb) * self.size, d, low, high - low,
                             run.t + mini.step, (first + b) * mini.block_rows, 1)
-            self._meet(run, parts)
+            self._meet(part, parts)
 
         block = (self.widest + 1) * self.rb
         if part == 0:
             for b in range(blocks):
                 self._loss(run, mini, home, first + b, home.da[0] + b * block * self.size)
-        self._meet(run, parts)
+        self._meet(part, parts)
 
         for i in range(self.n_stages - 1, -1, -1):
             s = &self.stages[i]
@@ -619,16 +636,16 @@ cdef class NativeExecutor:
                                 s.dz + (low // self.rb * s.panel_stride + (first + b) * self.rb * self.rb) * self.size,
                                 s.panel_stride)
             if i > 0:
-                self._meet(run, parts)
+                self._meet(part, parts)
                 _panels(&low, &high, s.n_in, self.rb, part, parts)
                 self._backward(s, mini, first, blocks, home.da[current], home.da[1 - current], block, low, high)
-                self._meet(run, parts)
+                self._meet(part, parts)
                 current = 1 - current
 
-    cdef void _meet(self, Run *run, int threads) noexcept nogil:
+    cdef void _meet(self, int tid, int threads) noexcept nogil:
         """A barrier of all threads that work on the same."""
-        if threads > 1 and fmb_barrier_wait(&self.barrier, threads):
-            fmb_take(&run.stalls, 1)
+        if threads > 1:
+            self.workers[tid].stalled += fmb_barrier_wait(&self.barrier, tid, threads)
 
     cdef void _gather(self, fmb_source *source, Batch *batch, int64_t position, int rows, double scale,
                       void *out) noexcept nogil:
@@ -650,8 +667,8 @@ cdef class NativeExecutor:
 
     cdef void _forward(self, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
                        int64_t out_block, int64_t low, int64_t high) noexcept nogil:
-        """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once for
-        all of them."""
+        """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once
+        for all of them."""
         cdef fmb_gemm g
         cdef int64_t k, m, b, depth = s.rows if blocks == 1 else KC
         if mini.block_rows == self.k.lanes and mini.rows - first * mini.block_rows <= self.k.mr // 2:
