@@ -14,13 +14,6 @@
 #include <immintrin.h>
 #endif
 
-static inline double fmb_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* A barrier that can be used again at once. The last to arrive starts the next generation. */
 enum { FMB_MAX_THREADS = 256 };
 typedef struct {
@@ -64,22 +57,21 @@ static inline void fmb_spread(const fmb_barrier *b, int tid, int threads)
 #endif
 }
 
-/* Returns the seconds that the wait outlasted the spin: the machine has other work for somebody's processor. */
-static inline double fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
+static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
 {
     if (threads == 1)
-        return 0;
+        return;
     const int32_t generation = __atomic_load_n(&b->generation, __ATOMIC_RELAXED), cpu = fmb_cpu();
     if (tid < FMB_MAX_THREADS && b->cpu[tid] != cpu)
         __atomic_store_n(&b->cpu[tid], cpu, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
         __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&b->generation, generation + 1, __ATOMIC_RELEASE);
-        return 0;
+        return;
     }
     for (int spins = 0; spins < FMB_SPINS; spins++) {
         if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
-            return 0;
+            return;
 #if defined(__x86_64__)
         if (spins > 64)
             _mm_pause();
@@ -87,7 +79,6 @@ static inline double fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
         __asm__ __volatile__("yield");
 #endif
     }
-    const double since = fmb_now();
     fmb_spread(b, tid, threads);
     for (int yields = 0; __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation; yields++) {
         const struct timespec nap = {0, 50000};
@@ -96,13 +87,19 @@ static inline double fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
         else
             nanosleep(&nap, NULL);
     }
-    return fmb_now() - since;
 }
 
 /* Take `count` pieces from a counter; the first of them. */
 static inline int64_t fmb_take(int64_t *counter, int64_t count)
 {
     return __atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
+}
+
+static inline double fmb_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* The mixing function of SplitMix64 (Steele, Lea and Flood 2014) of x + its increment. */

@@ -52,9 +52,8 @@ class Executor(Protocol):
         `t` updates were made before this call, ever; it seeds dropout. Row j of `coefficients`, (steps, C) float64,
         is ``optimizer.coefficients(...)`` of mini-batch `first` + j: as many rows, so many mini-batches. Row j of
         `sums`, (steps, 2) float64, receives the mini-batch's weighted loss sum and the sum of its weights (their
-        quotient is its mean loss). Stops early, after an update, when `seconds` are over, or to go on with fewer
-        threads; and before an update, when the mini-batch's loss is not finite: `sums` holds the loss, and the
-        mini-batch isn't counted. Whoever wants all mini-batches calls again.
+        quotient is its mean loss). Stops early, after an update, when `seconds` are over; and before an update, when
+        the mini-batch's loss is not finite: `sums` holds the loss, and the mini-batch isn't counted.
         """
 
     def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> None:

@@ -17,7 +17,7 @@ cdef extern from "sync.h" nogil:
     ctypedef struct fmb_barrier:
         int32_t arrived
         int32_t generation
-    double fmb_barrier_wait(fmb_barrier *barrier, int tid, int threads) noexcept
+    void fmb_barrier_wait(fmb_barrier *barrier, int tid, int threads) noexcept
     int64_t fmb_take(int64_t *counter, int64_t count) noexcept
     double fmb_now() noexcept
     uint64_t fmb_splitmix(uint64_t x) noexcept

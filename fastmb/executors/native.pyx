@@ -46,10 +46,6 @@ cdef int DROPOUT = -1
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
-cdef double STALLED = 0.3       # share of its time that a run may wait for a busy processor before it goes on alone ...
-cdef double TRIAL = 0.004       # ... once it has run for so many seconds
-cdef double FIRST_PAUSE = 0.2   # alone for so many seconds, then for twice as many, up to
-cdef double LAST_PAUSE = 3.2
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
 
 cdef int64_t regions = 0        # parallel regions that run now, in all Python threads
@@ -117,7 +113,6 @@ cdef struct Worker:
     char *loss
     fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
     int64_t expected_lines
-    double stalled          # seconds of this run that its processor, or another's, was given to others
     char pad[64]
 
 cdef struct Batch:
@@ -140,7 +135,6 @@ cdef struct Run:            # what one call works on
     double deadline
     int64_t check           # steps between two looks at the clock
     int64_t done            # updates made
-    double begun
     int stop, bad
     int far                 # parameters and state are worth asking for ahead of their tile
 
@@ -172,7 +166,6 @@ cdef class NativeExecutor:
     cdef fmb_barrier barrier
     cdef int update
     cdef uint64_t seed
-    cdef double alone_until, pause
 
     def __cinit__(self):
         self.stages = NULL
@@ -192,8 +185,6 @@ cdef class NativeExecutor:
         self.rb = self.k.rb
         self._read_plan(plan)
         weights = plan.size * self.size
-        self.pause = FIRST_PAUSE
-        self.alone_until = 0
         self.group = GROUP if weights > GROUP_BYTES else 1
         self.update = FMB_GRADIENT
         self.loss.weight = NULL
@@ -386,12 +377,9 @@ cdef class NativeExecutor:
         threads = self._threads_for(flops, steps)
         run.far = run.batch_size >= self.k.lanes and (1 + n_states) * self.plan_size() * self.size > GROUP_BYTES
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
-        run.begun = fmb_now()
-        run.deadline = run.begun + seconds
+        run.deadline = fmb_now() + seconds
         with self.lock:
             self._reserve(run.batch_size, threads)
-            for i in range(threads):
-                self.workers[i].stalled = 0
             with nogil:
                 if threads == 1:
                     self._work(&run, 0, 1)
@@ -400,18 +388,11 @@ cdef class NativeExecutor:
                     with parallel(num_threads=threads):
                         self._work(&run, omp_get_thread_num(), omp_get_num_threads())
                     fmb_take(&regions, -1)
-        if threads > 1 and fmb_now() - run.begun > TRIAL and self._stalled(fmb_now() - run.begun, threads):
-            self.alone_until = fmb_now() + self.pause
-            self.pause = min(2 * self.pause, LAST_PAUSE)
-        elif threads > 1:
-            self.pause = FIRST_PAUSE
         return run.done
 
     cdef int _threads_for(self, double flops, int64_t steps) except -1:
-        """The threads for `steps` steps of `flops` operations: one while the machine is busy with other things."""
+        """The threads for `steps` steps of `flops` operations."""
         cdef int threads = _threads.resolve(self.n_threads_asked, flops)
-        if threads > 1 and fmb_now() < self.alone_until:
-            return 1
         if threads > 1 and self.n_threads_asked is None:
             threads = <int> max(1.0, min(<double> threads, flops * steps / REGION_FLOPS))
         return threads
@@ -481,10 +462,10 @@ cdef class NativeExecutor:
         _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
         while True:
             _share(&me.next_tile, &me.last_tile, self.total_tiles, tid, threads)
-            if mini.step == 0:  # a thread that was asleep may take its time to get here: that says nothing
+            if mini.step == 0:
                 fmb_barrier_wait(&self.barrier, tid, threads)
             self._row_sweep(run, &mini, tid, threads)
-            self._meet(tid, threads)
+            fmb_barrier_wait(&self.barrier, tid, threads)
             if run.bad:
                 if tid == 0:
                     self._sum(run, &mini)
@@ -493,27 +474,15 @@ cdef class NativeExecutor:
             if tid == 0:
                 self._sum(run, &mini)
                 run.done = mini.step + 1
-                if run.done == run.steps or (run.done % run.check == 0 and self._interrupted(run, threads)):
+                if run.done == run.steps or (run.done % run.check == 0 and fmb_now() > run.deadline):
                     run.stop = 1
             if mini.step + 1 < run.steps:
                 self._mini_batch(run, mini.step + 1, threads, &mini)
                 _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
-            self._meet(tid, threads)
+            fmb_barrier_wait(&self.barrier, tid, threads)
             if run.stop:
                 break
         fmb_fp_leave(fp)
-
-    cdef bint _interrupted(self, Run *run, int threads) noexcept nogil:
-        """Whether the time is over, or so much of it spent in waiting that one thread would do better."""
-        cdef double now = fmb_now()
-        return now > run.deadline or (now - run.begun > TRIAL and self._stalled(now - run.begun, threads))
-
-    cdef bint _stalled(self, double seconds, int threads) noexcept nogil:
-        cdef double total = 0
-        cdef int i
-        for i in range(threads):
-            total += self.workers[i].stalled
-        return total > STALLED * seconds
 
     cdef void _mini_batch(self, Run *run, int64_t step, int threads, Mini *mini) noexcept nogil:
         """Which rows are mini-batch `step` of the run, and how they are cut into blocks."""
@@ -597,7 +566,7 @@ cdef class NativeExecutor:
                 self._gather(&batch.X, batch, mini.begin + row, rows, batch.scale, out)
                 self._apply(self.input_ops, self.n_input_ops, out, NULL, 0, self.stages[0].n_in, run.t + mini.step,
                             row, 1)
-        self._meet(part, parts)
+        fmb_barrier_wait(&self.barrier, part, parts)
 
         for i in range(self.n_stages):
             s = &self.stages[i]
@@ -613,13 +582,13 @@ cdef class NativeExecutor:
                 d = NULL if s.derivative != FACTOR else home.d[i] + (b * s.n_out + low) * self.rb * self.size
                 self._apply(s.ops, s.n_ops, out + (b * block + low * self.rb) * self.size, d, low, high - low,
                             run.t + mini.step, (first + b) * mini.block_rows, 1)
-            self._meet(part, parts)
+            fmb_barrier_wait(&self.barrier, part, parts)
 
         block = (self.widest + 1) * self.rb
         if part == 0:
             for b in range(blocks):
                 self._loss(run, mini, home, first + b, home.da[0] + b * block * self.size)
-        self._meet(part, parts)
+        fmb_barrier_wait(&self.barrier, part, parts)
 
         for i in range(self.n_stages - 1, -1, -1):
             s = &self.stages[i]
@@ -636,16 +605,11 @@ cdef class NativeExecutor:
                                 s.dz + (low // self.rb * s.panel_stride + (first + b) * self.rb * self.rb) * self.size,
                                 s.panel_stride)
             if i > 0:
-                self._meet(part, parts)
+                fmb_barrier_wait(&self.barrier, part, parts)
                 _panels(&low, &high, s.n_in, self.rb, part, parts)
                 self._backward(s, mini, first, blocks, home.da[current], home.da[1 - current], block, low, high)
-                self._meet(part, parts)
+                fmb_barrier_wait(&self.barrier, part, parts)
                 current = 1 - current
-
-    cdef void _meet(self, int tid, int threads) noexcept nogil:
-        """A barrier of all threads that work on the same."""
-        if threads > 1:
-            self.workers[tid].stalled += fmb_barrier_wait(&self.barrier, tid, threads)
 
     cdef void _gather(self, fmb_source *source, Batch *batch, int64_t position, int rows, double scale,
                       void *out) noexcept nogil:
