@@ -35,6 +35,7 @@ typedef struct {
     int64_t b_k, b_block;
     int64_t c_m;
     int64_t blocks, k, k_last; /* products in a block, and in the last one */
+    int64_t ahead;             /* so many k before its turn, the cache line of A's row 0 is asked for */
 } fmb_gemm;
 
 /* The loss of one block. Row r of the block has output z[c * rb + r], c < n. */

@@ -28,7 +28,7 @@ cdef extern from "sync.h" nogil:
 cdef extern from "fastmb.h" nogil:
     enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_GRADIENT
     ctypedef struct fmb_gemm:
-        int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last
+        int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ahead
     ctypedef struct fmb_loss_spec:
         int kind
         int64_t n

@@ -46,7 +46,11 @@ cdef int DROPOUT = -1
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
+cdef int64_t AHEAD = 32         # rows of weights that are asked for before the forward product comes to them
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
+cdef double TRIAL = 0.002       # seconds that one thread, or all, are tried for; which is faster depends on more than
+cdef double PROVEN = 0.25       # the work: on caches shared or not, on other processes. Seconds between two trials
+cdef double TRIAL_FLOPS = 1e9   # a step of so much work is never faster on one thread
 
 cdef int64_t regions = 0        # parallel regions that run now, in all Python threads
 
@@ -134,7 +138,7 @@ cdef struct Run:            # what one call works on
     char *state[3]
     double deadline
     int64_t check           # steps between two looks at the clock
-    int64_t done            # updates made
+    int64_t start, done     # updates made before this region, and by now
     int stop, bad
     int far                 # parameters and state are worth asking for ahead of their tile
 
@@ -166,6 +170,9 @@ cdef class NativeExecutor:
     cdef fmb_barrier barrier
     cdef int update
     cdef uint64_t seed
+    cdef double cost[2]         # seconds a step, of one thread and of all
+    cdef double try_at
+    cdef int64_t tried_rows, tried_threads
 
     def __cinit__(self):
         self.stages = NULL
@@ -374,20 +381,16 @@ cdef class NativeExecutor:
         for i in range(min(n_states, 3)):
             run.state[i] = <char *> cnp.PyArray_DATA(state) + i * self.plan_size() * self.size
         flops = self._flops() * run.batch_size
-        threads = self._threads_for(flops, steps)
         run.far = run.batch_size >= self.k.lanes and (1 + n_states) * self.plan_size() * self.size > GROUP_BYTES
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
-        run.deadline = fmb_now() + seconds
         with self.lock:
+            threads = self._threads_for(flops, steps)
             self._reserve(run.batch_size, threads)
-            with nogil:
-                if threads == 1:
-                    self._work(&run, 0, 1)
-                else:
-                    fmb_take(&regions, 1)
-                    with parallel(num_threads=threads):
-                        self._work(&run, omp_get_thread_num(), omp_get_num_threads())
-                    fmb_take(&regions, -1)
+            if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
+                self._try_out(&run, threads, fmb_now() + seconds)
+            else:
+                run.deadline = fmb_now() + seconds
+                self._start(&run, threads)
         return run.done
 
     cdef int _threads_for(self, double flops, int64_t steps) except -1:
@@ -396,6 +399,44 @@ cdef class NativeExecutor:
         if threads > 1 and self.n_threads_asked is None:
             threads = <int> max(1.0, min(<double> threads, flops * steps / REGION_FLOPS))
         return threads
+
+    cdef int _try_out(self, Run *run, int threads, double deadline) except -1:
+        """Runs with all threads or with one, whichever has been faster; the other is tried from time to time."""
+        cdef double now = fmb_now(), start
+        cdef int64_t done
+        cdef int team
+        if self.tried_rows != run.batch_size or self.tried_threads != threads:
+            self.tried_rows, self.tried_threads = run.batch_size, threads
+            self.cost[0] = self.cost[1] = 0
+            self.try_at = 0
+        while run.done < run.steps and not run.bad and (run.done == 0 or now < deadline):
+            team = self.cost[1] <= self.cost[0]
+            run.deadline = min(deadline, self.try_at)
+            if now >= self.try_at:  # first all, then one; later the one that isn't in use
+                team = 1 - team if self.cost[0] > 0 else self.cost[1] == 0
+                run.deadline = min(deadline, now + TRIAL)
+                if self.cost[1] > 0:
+                    self.try_at = now + PROVEN
+            done, start = run.done, fmb_now()
+            self._start(run, threads if team else 1)
+            now = fmb_now()
+            if run.done > done:
+                self.cost[team] = (now - start) / (run.done - done)
+        return 0
+
+    cdef int _start(self, Run *run, int threads) except -1:
+        """Steps `run.done` .. of a run, until its deadline, on so many threads."""
+        run.stop = 0
+        run.start = run.done
+        with nogil:
+            if threads == 1:
+                self._work(run, 0, 1)
+            else:
+                fmb_take(&regions, 1)
+                with parallel(num_threads=threads):
+                    self._work(run, omp_get_thread_num(), omp_get_num_threads())
+                fmb_take(&regions, -1)
+        return 0
 
     cdef int64_t plan_size(self) noexcept:
         return (<cnp.ndarray> self.params).shape[0]
@@ -458,11 +499,11 @@ cdef class NativeExecutor:
         cdef uint64_t fp = fmb_fp_enter()
         cdef Worker *me = &self.workers[tid]
         cdef Mini mini
-        self._mini_batch(run, 0, threads, &mini)
+        self._mini_batch(run, run.start, threads, &mini)
         _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
         while True:
             _share(&me.next_tile, &me.last_tile, self.total_tiles, tid, threads)
-            if mini.step == 0:
+            if mini.step == run.start:
                 fmb_barrier_wait(&self.barrier, tid, threads)
             self._row_sweep(run, &mini, tid, threads)
             fmb_barrier_wait(&self.barrier, tid, threads)
@@ -637,7 +678,7 @@ cdef class NativeExecutor:
         cdef int64_t k, m, b, depth = s.rows if blocks == 1 else KC
         if mini.block_rows == self.k.lanes and mini.rows - first * mini.block_rows <= self.k.mr // 2:
             low = self._forward_few(s, <int> (mini.rows - first * mini.block_rows), x, out, low, high)
-        g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
+        g.a_m, g.a_k, g.a_block, g.ahead = 1, s.n_out, 0, AHEAD
         g.b_k, g.b_block, g.c_m, g.blocks = self.rb, 0, self.rb, 1
         k = 0
         while k < s.rows:
@@ -657,7 +698,7 @@ cdef class NativeExecutor:
         cdef char buffer[64 * 24]
         cdef int64_t j
         cdef int r, vectors, width
-        g.a_m, g.a_k, g.a_block = 1, self.rb, 0
+        g.a_m, g.a_k, g.a_block, g.ahead = 1, self.rb, 0, 0
         g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
         g.k = g.k_last = s.rows
         while high - o >= self.k.lanes:
@@ -681,7 +722,7 @@ cdef class NativeExecutor:
         """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
         cdef fmb_gemm g
         cdef int64_t k, m, b, depth = s.n_out if blocks == 1 else KC
-        g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
+        g.a_m, g.a_k, g.a_block, g.ahead = s.n_out, 1, 0, 0
         g.b_k, g.b_block, g.c_m, g.blocks = self.rb, 0, self.rb, 1
         k = 0
         while k < s.n_out:
@@ -776,7 +817,7 @@ cdef class NativeExecutor:
             i += 1
         while tile < end:
             s = &self.stages[i]
-            g.a_m, g.a_k, g.a_block = self.rb, 1, s.x_block
+            g.a_m, g.a_k, g.a_block, g.ahead = self.rb, 1, s.x_block, 0
             g.b_k, g.b_block = self.rb, self.rb * self.rb
             g.c_m = s.n_out if s.panels == 1 else self.rb
             g.blocks = mini.blocks
