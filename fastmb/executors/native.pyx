@@ -47,6 +47,7 @@ cdef int64_t KC = 512    # products of a chain before the next rows are looked a
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
 cdef int64_t AHEAD = 32         # rows of weights that are asked for before the forward product comes to them
+cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
 cdef double TRIAL = 0.002       # seconds that one thread, or all, are tried for; which is faster depends on more than
 cdef double PROVEN = 0.25       # the work: on caches shared or not, on other processes. Seconds between two trials
@@ -822,9 +823,14 @@ cdef class NativeExecutor:
             g.c_m = s.n_out if s.panels == 1 else self.rb
             g.blocks = mini.blocks
             g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
-            panel = (tile - s.first_tile) // s.row_tiles
-            m = (tile - s.first_tile) % s.row_tiles * self.k.mr
-            while tile < end and panel < s.panels:
+            while tile < end and tile < s.first_tile + s.tiles:
+                m = tile - s.first_tile
+                if s.n_out * mini.rows * self.size <= ACROSS_BYTES:
+                    panel = m % s.panels
+                    m = m // s.panels * self.k.mr
+                else:
+                    panel = m // s.row_tiles
+                    m = m % s.row_tiles * self.k.mr
                 rows = <int> min(<int64_t> self.k.mr, s.rows - m)
                 columns = <int> min(<int64_t> self.rb, s.n_out - panel * self.rb)
                 at = (s.offset + m * s.n_out + panel * self.rb) * self.size
@@ -845,10 +851,6 @@ cdef class NativeExecutor:
                               run.state[2] + at if run.state[2] != NULL else NULL, me.tile, rows, columns, s.n_out,
                               self.rb)
                 tile += 1
-                m += self.k.mr
-                if m >= s.rows:
-                    m = 0
-                    panel += 1
             i += 1
 
     # ---- inference: a thread's work -------------------------------------------------------------------------------
