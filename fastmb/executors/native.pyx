@@ -46,6 +46,7 @@ cdef int DROPOUT = -1
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
+cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
 cdef int64_t AHEAD = 32         # rows of weights that are asked for before the forward product comes to them
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
@@ -297,10 +298,9 @@ cdef class NativeExecutor:
         cdef Stage *s
         cdef Worker *worker
         cdef char *ones
-        # A block may hold fewer rows than it has room for: as many blocks as there are threads, or more.
-        blocks = (rows + self.rb - 1) // self.rb
-        if rows > 0:
-            blocks = max(blocks, min(<int64_t> threads, (rows + self.k.lanes - 1) // self.k.lanes))
+        # Blocks of small mini-batches may hold half the rows that they have room for.
+        blocks = min(rows, SMALL_BLOCKS * threads * self.rb)
+        blocks = max((rows + self.rb - 1) // self.rb, (blocks + self.k.lanes - 1) // self.k.lanes)
         panel_rows = blocks * self.rb
         for i in range(self.n_stages):
             s = &self.stages[i]
@@ -528,14 +528,13 @@ cdef class NativeExecutor:
 
     cdef void _mini_batch(self, Run *run, int64_t step, int threads, Mini *mini) noexcept nogil:
         """Which rows are mini-batch `step` of the run, and how they are cut into blocks."""
-        cdef int64_t share, i
+        cdef int64_t i
         cdef double lanes[8]
         cdef Batch *batch = &run.batch
         mini.step = step
         mini.begin = (run.first + step) * run.batch_size
         mini.rows = min(run.batch_size, batch.n - mini.begin)
-        share = (mini.rows + threads - 1) // threads
-        mini.block_rows = self.k.lanes if share <= self.k.lanes else self.rb
+        mini.block_rows = self._block_rows(mini.rows, threads)
         mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
         mini.weight = mini.rows
         if batch.sample_weight != NULL or (self.loss.indices and self.loss.weight != NULL):
@@ -543,6 +542,21 @@ cdef class NativeExecutor:
             for i in range(mini.rows):
                 lanes[i & 7] += self._sample_weight(batch, mini.begin + i) * self._class_weight(batch, mini.begin + i)
             mini.weight = _tree(lanes)
+
+    cdef int64_t _block_rows(self, int64_t rows, int threads) noexcept nogil:
+        """Rows of a block, one vector of them or two, whichever keeps the threads busy for the shorter time."""
+        if rows <= SMALL_BLOCKS * threads * self.rb and self._rounds(self.k.lanes, 1.1, rows, threads) < self._rounds(
+                self.rb, 2.0, rows, threads):
+            return self.k.lanes
+        return self.rb
+
+    cdef double _rounds(self, int64_t size, double cost, int64_t rows, int threads) noexcept nogil:
+        """Time of a row sweep in blocks of `size` rows that cost so much each, a vector of rows being about 1."""
+        cdef int64_t whole = rows // size, rest = rows % size
+        cdef double last = 0
+        if rest > 0 and whole % threads == 0:   # else it falls to a thread that has nothing else to do
+            last = 0.4 if rest <= self.k.mr // 2 else 1.1 if rest <= self.k.lanes else 2.0
+        return (whole + threads - 1) // threads * cost + last
 
     cdef double _sample_weight(self, Batch *batch, int64_t position) noexcept nogil:
         if batch.sample_weight == NULL:
@@ -677,8 +691,9 @@ cdef class NativeExecutor:
         for all of them."""
         cdef fmb_gemm g
         cdef int64_t k, m, b, depth = s.rows if blocks == 1 else KC
-        if mini.block_rows == self.k.lanes and mini.rows - first * mini.block_rows <= self.k.mr // 2:
-            low = self._forward_few(s, <int> (mini.rows - first * mini.block_rows), x, out, low, high)
+        cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows)
+        if blocks == 1 and rows <= self.k.mr // 2:
+            low = self._forward_few(s, rows, x, out, low, high)
         g.a_m, g.a_k, g.a_block, g.ahead = 1, s.n_out, 0, AHEAD
         g.b_k, g.b_block, g.c_m, g.blocks = self.rb, 0, self.rb, 1
         k = 0
@@ -864,7 +879,7 @@ cdef class NativeExecutor:
         cdef int64_t first
         mini.begin = 0
         mini.rows = batch.n
-        mini.block_rows = self.k.lanes if (batch.n + threads - 1) // threads <= self.k.lanes else self.rb
+        mini.block_rows = self._block_rows(mini.rows, threads)
         mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
         while True:
             first = fmb_take(counter, self.group)
