@@ -48,6 +48,10 @@ class Peer:
         """Train one epoch in this order; the mean losses of its mini-batches, float64."""
         raise NotImplementedError
 
+    def parameters(self) -> list[np.ndarray]:
+        """Weight [in, out] and bias [out] of every layer, one after the other, as they are now."""
+        raise NotImplementedError
+
     def seconds(self, epochs: int) -> float:
         """Wall time of so many epochs."""
         start = time.perf_counter()

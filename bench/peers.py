@@ -18,32 +18,38 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
+def trainer(work: Workload, dtype: str = "float32", n_threads: int | None = None) -> Any:
+    """The `fastmb.Trainer` of a workload."""
+    import fastmb as mb
+
+    optimizer: mb.Adam | mb.SGD
+    if work.optimizer == "adam":
+        optimizer = mb.Adam(lr=work.lr, betas=BETAS, eps=EPS)
+    else:
+        optimizer = mb.SGD(lr=work.lr, momentum=MOMENTUM * (work.optimizer == "momentum"))
+    net = mb.mlp(list(work.sizes), activation=work.activation, dtype=dtype, seed=0)
+    values = [array for pair in work.weights(dtype) for array in pair]
+    for view, value in zip(net.parameters().values(), values, strict=True):
+        view[...] = value
+    return mb.Trainer(net, loss=work.loss, optimizer=optimizer, batch_size=work.batch, seed=0, n_threads=n_threads)
+
+
 class FastMB(Peer):
     name = "fastmb"
     packages = ("fastmb", "fastmb.executors.native")
 
     def __init__(self, work: Workload, dtype: str = "float32", threads: int = 1) -> None:
         super().__init__(work, dtype, threads)
-        import fastmb as mb
-
-        optimizer: mb.Adam | mb.SGD
-        if work.optimizer == "adam":
-            optimizer = mb.Adam(lr=work.lr, betas=BETAS, eps=EPS)
-        else:
-            optimizer = mb.SGD(lr=work.lr, momentum=MOMENTUM * (work.optimizer == "momentum"))
-        net = mb.mlp(list(work.sizes), activation=work.activation, dtype=dtype, seed=0)
-        values = [array for pair in work.weights(dtype) for array in pair]
-        for view, value in zip(net.parameters().values(), values, strict=True):
-            view[...] = value
-        self.trainer = mb.Trainer(
-            net, loss=work.loss, optimizer=optimizer, batch_size=work.batch, seed=0, n_threads=threads
-        )
+        self.trainer = trainer(work, dtype, threads)
 
     def train(self, epochs: int) -> None:
         self.trainer.fit(self.X, self.y, max_epochs=epochs, verbose=0)
 
     def replay(self, order: np.ndarray) -> np.ndarray:
         return np.array([self.trainer.step(self.X[rows], self.y[rows]) for rows in batches(order, self.work)])
+
+    def parameters(self) -> list[np.ndarray]:
+        return list(self.trainer.net.parameters().values())
 
 
 class NumPy(Peer):
@@ -79,6 +85,9 @@ class NumPy(Peer):
 
     def replay(self, order: np.ndarray) -> np.ndarray:
         return np.array([self.step(rows) for rows in batches(order, self.work)])
+
+    def parameters(self) -> list[np.ndarray]:
+        return self.params
 
     def step(self, rows: np.ndarray) -> float:
         outputs, deltas, params, grads = self.outputs, self.deltas, self.params, self.grads
@@ -182,6 +191,9 @@ class PyTorch(Peer):
     def replay(self, order: np.ndarray) -> np.ndarray:
         return np.array([self.step(rows).item() for rows in self.torch.from_numpy(order).split(self.work.batch)])
 
+    def parameters(self) -> list[np.ndarray]:
+        return [parameter.detach().numpy().T for parameter in self.net.parameters()]  # a weight is [out, in] here
+
     def step(self, rows: Any) -> Any:
         X, y = self.tensors
         optimizer = self.optimizers[self.variant["fused"]]
@@ -234,6 +246,9 @@ class JAX(Peer):
     def replay(self, order: np.ndarray) -> np.ndarray:
         self.carry, losses = self.epochs["step"](self.carry, order.astype(np.int32), *self.arrays)
         return np.asarray(losses, np.float64)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [np.asarray(array) for pair in self.carry[0] for array in pair]
 
     def _epoch(self, carry: Any, order: Any, X: Any, y: Any, gather: str | None) -> Any:
         def take(rows: Any) -> Any:
@@ -331,6 +346,10 @@ class ScikitLearn(Peer):
         self.model.shuffle = False
         scale = 2.0 if self.work.loss == "mse" else 1.0
         return np.array([scale * self._fit(rows) for rows in batches(order, self.work)])
+
+    def parameters(self) -> list[np.ndarray]:
+        pairs = zip(self.model.coefs_, self.model.intercepts_, strict=True)
+        return [array for pair in pairs for array in pair]
 
 
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (FastMB, NumPy, PyTorch, JAX, ScikitLearn)}

@@ -14,6 +14,8 @@ True
 from . import datasets
 from ._config import show_config
 from ._version import __version__
+from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
+from .checkpoint import load
 from .history import History
 from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
 from .modules import (
@@ -34,6 +36,21 @@ from .modules import (
 )
 from .nn import Sequential, mlp
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .schedules import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    ExponentialLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    SequentialLR,
+    StepLR,
+    WarmUp,
+)
 from .trainer import Trainer
 
 __all__ = [
@@ -47,25 +64,43 @@ __all__ = [
     "Adam",
     "AdamW",
     "BCEWithLogits",
+    "CSVLogger",
+    "Callback",
+    "ChainedScheduler",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
     "CrossEntropy",
+    "CyclicLR",
     "Dropout",
+    "EarlyStopping",
+    "ExponentialLR",
     "History",
     "Huber",
     "Identity",
     "LeakyReLU",
     "Linear",
+    "LinearLR",
     "Mish",
+    "ModelCheckpoint",
+    "MultiStepLR",
+    "OneCycleLR",
+    "PolynomialLR",
     "RMSprop",
     "ReLU",
     "Sequential",
+    "SequentialLR",
     "SiLU",
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "StepLR",
     "Tanh",
     "Trainer",
+    "WarmUp",
     "__version__",
     "datasets",
+    "load",
     "mlp",
     "show_config",
 ]

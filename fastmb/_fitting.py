@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._progress import Interrupt, Progress
-from .data import Batches
+from ._snapshot import Snapshot
+from .callbacks import Callback
+from .data import Batches, all_finite
 from .rng import permutation
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
 TICK = 0.05  # seconds between looks at Ctrl-C, the clock and the progress bar
-SLICE = 1 << 16  # mini-batches whose learning rates, coefficients and sums are held at a time
+SLICE = 1 << 13  # mini-batches whose learning rates, coefficients and sums are held at a time
 
 Validation = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -58,10 +60,15 @@ class Epoch:
 class Fitting:
     """One call of `Trainer.fit`, once everything is checked."""
 
-    def __init__(self, trainer: Trainer, batches: Batches, steps: int, deadline: float) -> None:
+    def __init__(
+        self, trainer: Trainer, batches: Batches, steps: int, deadline: float, callbacks: Sequence[Callback] = ()
+    ) -> None:
         self.trainer, self.batches, self.steps, self.deadline = trainer, batches, steps, deadline
+        self.callbacks = callbacks
+        self.each_batch = [each for each in callbacks if type(each).on_batch_end is not Callback.on_batch_end]
+        self.asked: str | None = None  # the reason for which a callback wants the fit to end
         self.interrupt = Interrupt()
-        self.flat, self.state = trainer.net.flat.copy(), trainer.state.copy()  # as they were when the epoch began
+        self.snapshot = Snapshot()  # of the weights and the optimiser's state when the epoch began
         if trainer._current is not None and trainer._current.rows != len(batches.X):
             trainer._current = None
             trainer.epoch += 1
@@ -70,11 +77,13 @@ class Fitting:
     def run(self, max_epochs: int, val: Validation | None, goals: Mapping[str, float], verbose: bool) -> str:
         """Train until there is a reason to stop, and return it."""
         trainer = self.trainer
-        with self.interrupt, Progress(max_epochs, verbose) as progress:
+        with self.interrupt, self.snapshot, Progress(max_epochs, verbose) as progress:
             while True:
                 complete = self._epoch(progress)
                 row = self._record(val)
                 progress.epoch(trainer.epoch - self.first, row)
+                if complete:
+                    self._tell(self.callbacks, "on_epoch_end", row)
                 if complete and goals and all(reached(name, row[name], goal) for name, goal in goals.items()):
                     return "stop_at"
                 if trainer.epoch - self.first == max_epochs:
@@ -87,12 +96,13 @@ class Fitting:
         trainer = self.trainer
         begin = time.perf_counter()
         epoch = trainer._current = trainer._current or Epoch(len(self.batches.X))
+        self.batches.order = None  # one order at a time
         self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch) if trainer.shuffle else None
-        self.flat[:], self.state[:] = trainer.net.flat, trainer.state
+        self.snapshot.take(self._changing())
         self.t, self.start = trainer.t, epoch.copy()
         while epoch.done < self.steps and not self._slice(epoch, progress):
             pass
-        if not np.isfinite(trainer.net.flat).all():
+        if not all_finite(trainer.net.flat):
             self._diverged("a weight became NaN or infinite", epoch.done, epoch.lr)
         epoch.seconds += time.perf_counter() - begin
         return epoch.done == self.steps
@@ -109,28 +119,49 @@ class Fitting:
         made = 0
         while made < len(sums):
             seconds = max(0.0, min(TICK, self.deadline - time.perf_counter()))
-            done = trainer._executor.run(self.batches, epoch.done, trainer.t, coefficients[made:], sums[made:], seconds)
+            these = slice(made, made + 1 if self.each_batch else None)
+            done = trainer._executor.run(self.batches, epoch.done, trainer.t, coefficients[these], sums[these], seconds)
             made += done
             epoch.done += done
             trainer.t += done
             if made < len(sums) and not math.isfinite(loss := float(sums[made, 0])):
                 self._diverged(f"the loss became {loss}", epoch.done + 1, float(rates[made]))
             epoch.lr = float(rates[made - 1])
+            if self.each_batch:
+                loss, weight = sums[made - 1].tolist()
+                self._tell(self.each_batch, "on_batch_end", loss / weight if weight else math.nan)
             progress.within(trainer.epoch - self.first + epoch.done / self.steps)
             if why := self._broken_off():
                 return why
         return None
 
+    def _tell(self, callbacks: Sequence[Callback], method: str, *news: Any) -> None:
+        """Call a method of callbacks, and note the first reason to end that one of them returns."""
+        for callback in callbacks:
+            reason = getattr(callback, method)(self.trainer, *news)
+            if not (reason is None or isinstance(reason, str)):
+                name = f"{type(callback).__name__}.{method}"
+                raise TypeError(f"{name} must return None, or a string to end the fit; got {reason!r}")
+            self.asked = self.asked or reason
+
     def _broken_off(self) -> str | None:
         if self.interrupt.hit:
             return "interrupted"
+        if self.asked:
+            return self.asked
         return "max_seconds" if time.perf_counter() >= self.deadline else None
+
+    def _changing(self) -> list[np.ndarray]:
+        """The arrays that an epoch changes and that can't be had otherwise: before the first update, weights alone."""
+        return [self.trainer.net.flat, self.trainer.state][: 2 if self.trainer.t else 1]
 
     def _diverged(self, what: str, step: int, lr: float) -> None:
         """Go back to where the epoch began, and say so."""
         trainer = self.trainer
-        trainer.net.flat[:], trainer.state[:] = self.flat, self.state
         trainer.t, trainer._current = self.t, self.start if self.start.done else None
+        self.snapshot.restore(self._changing())
+        if not self.t:
+            trainer.optimizer.init_state(trainer.state)
         back = f"they had after update {self.t}" if self.t else "they began with"
         raise FloatingPointError(
             f"{what} in epoch {trainer.epoch + 1} at step {step} of {self.steps}, with lr {lr:g}; weights and "

@@ -11,6 +11,7 @@ came.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,8 @@ def check_weights(sample_weight: Any, X: np.ndarray, name: str = "sample_weight"
 
 def _numbers(values: Any, name: str) -> np.ndarray:
     """`values` as an array of one of `DTYPES`, uncopied where it is one."""
-    if isinstance(values, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # NumPy loads it when it is first used, which takes some milliseconds
+    if masked is not None and isinstance(values, masked.MaskedArray):
         raise TypeError(f"{name} is a masked array; fill or drop what is masked, and give a plain array")
     if hasattr(values, "toarray") and not hasattr(values, "__array__"):
         raise TypeError(f"{name} is sparse ({type(values).__name__}); give a dense array: {name}.toarray()")
@@ -145,6 +147,8 @@ def _numbers(values: Any, name: str) -> np.ndarray:
 
 def first_nonfinite(array: np.ndarray) -> int:
     """The first row of `array`, (n, m), that holds NaN or infinity; -1 if none does."""
+    if array.size <= _CHUNK and np.isfinite(array).all():  # sooner done than threads are called together
+        return -1
     try:
         from .executors.native import first_nonfinite as native
     except ModuleNotFoundError:
@@ -158,6 +162,12 @@ def _first_nonfinite(array: np.ndarray) -> int:
         if not finite.all():
             return rows.start + int(finite.argmin())
     return -1
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether `array`, (n,), holds neither NaN nor infinity."""
+    step = 1 << 16
+    return all(np.isfinite(array[start : start + step]).all() for start in range(0, len(array), step))
 
 
 def _check_finite(array: np.ndarray, name: str) -> None:

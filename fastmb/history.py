@@ -22,8 +22,8 @@ class History(Mapping[str, list[float]]):
     Attributes
     ----------
     stopped : str or None
-        Why the last fit ended: ``"max_epochs"``, ``"max_seconds"``, ``"stop_at"`` or ``"interrupted"``. None before
-        the first fit, during one, and after one that raised.
+        Why the last fit ended: ``"max_epochs"``, ``"max_seconds"``, ``"stop_at"``, ``"interrupted"``, or what a
+        callback said, such as ``"early_stopping"``. None before the first fit, during one, and after one that raised.
 
     Notes
     -----

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _checks, executors, init
+from . import _checks, executors, init, memory, optim
 from ._errors import unknown_name
 from .data import check_X
 from .modules import (
@@ -35,6 +35,7 @@ from .modules import (
     Softplus,
     Tanh,
 )
+from .optim import Optimizer
 from .plan import Op, Plan, Stage, aligned, views
 from .rng import Stream
 
@@ -218,10 +219,11 @@ class Sequential:
         lines = (f"  ({i}): {module!r}" for i, module in enumerate(self.modules))
         return "\n".join(["Sequential(", *lines, ")"])
 
-    def summary(self, batch_size: int | None = None) -> str:
+    def summary(self, batch_size: int | None = None, optimizer: str | Optimizer | None = None) -> str:
         """A table of the modules, the shapes of their outputs and their parameters.
 
-        With a `batch_size`, the shapes have it and a line tells the floating-point operations of a training step.
+        With a `batch_size`, the shapes have it, and two lines tell the floating-point operations of a training step and
+        the peak memory of a fit with `optimizer` (a name or an instance; default: Adam), data not counted.
         """
         rows = "n" if batch_size is None else str(_checks.integer("batch_size", batch_size, 1))
         table = [("", "module", "output", "parameters")]
@@ -238,6 +240,9 @@ class Sequential:
         lines.append(f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB")
         if batch_size is not None:
             lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
+            chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
+            name = type(chosen).__name__
+            lines.append(f"{memory.forecast(self.plan, batch_size, chosen.n_states)} in a fit with {name}")
         return "\n".join(lines)
 
 

@@ -21,13 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 from typing import Any
 
 import numpy as np
 
+from ._arithmetic import power as _power
 from ._checks import number
 from ._errors import unknown_name
+from .schedules import Schedule
 
 KINDS = {  # kind -> arrays of state, each as large as the parameters, in the order of the executors
     "sgd": 0,
@@ -70,19 +71,35 @@ class Optimizer:
         """Arrays of state, each as large as the parameters."""
         return KINDS[self.kind]
 
+    @property
+    def initial_state(self) -> float:
+        """What the state is filled with before the first step."""
+        return 0.0
+
     def init_state(self, state: np.ndarray) -> None:
         """Fill `state`, ``(n_states, size)``, as it is before the first step."""
-        state.fill(0)
+        state.fill(self.initial_state)
 
     def learning_rates(self, t0: int, n: int) -> np.ndarray:
         """The learning rates of the `n` steps after `t0`, float64 ``(n,)``: lr, or lr(t0), lr(t0 + 1), ..."""
         if not callable(self.lr):
             return np.array([self.lr] * n)
-        rates = [float(self.lr(t)) for t in range(t0, t0 + n)]
-        for t, rate in enumerate(rates, t0):
-            if not (isfinite(rate) and rate >= 0):
-                raise ValueError(f"lr({t}) must be a finite number >= 0; got {rate!r}")
-        return np.array(rates, dtype=np.float64)
+        if n > 1 and isinstance(self.lr, Schedule):
+            rates = self.lr.rates(t0, n)
+        else:
+            rates = np.array([float(self.lr(t)) for t in range(t0, t0 + n)], dtype=np.float64)
+        right = np.isfinite(rates) & (rates >= 0)
+        if not right.all():
+            wrong = int(right.argmin())
+            raise ValueError(f"lr({t0 + wrong}) must be a finite number >= 0; got {rates[wrong].item()!r}")
+        return rates
+
+    def check_length(self, steps: int) -> None:
+        """Raise a `ValueError` if the learning rate's schedule ends before `steps` updates are made."""
+        end = self.lr.end if isinstance(self.lr, Schedule) else None
+        if end is not None and end < steps:
+            name = type(self.lr).__name__
+            raise ValueError(f"lr: {name} ends after {end} steps; this fit is to go on until update {steps}")
 
     def coefficients(self, t0: int, n: int, lrs: np.ndarray) -> np.ndarray:
         """The coefficients of the `n` steps after `t0`, float64 ``(n, 8)``, for their learning rates `lrs`.
@@ -111,7 +128,7 @@ class SGD(Optimizer):
     Parameters
     ----------
     lr : float or callable, default 1e-3
-        Learning rate, or a function of the number of updates made so far (from 0).
+        Learning rate, or a function of the number of updates made so far (from 0), such as one of `fastmb.schedules`.
     momentum : float, default 0
         In [0, 1).
     dampening : float, default 0
@@ -158,7 +175,7 @@ class Adam(Optimizer):
     Parameters
     ----------
     lr : float or callable, default 1e-3
-        Learning rate, or a function of the number of updates made so far (from 0).
+        Learning rate, or a function of the number of updates made so far (from 0), such as one of `fastmb.schedules`.
     betas : (float, float), default (0.9, 0.999)
         Decay of the means of the gradient and of its square, in [0, 1).
     eps : float, default 1e-8
@@ -224,7 +241,7 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     lr : float or callable, default 1e-2
-        Learning rate, or a function of the number of updates made so far (from 0).
+        Learning rate, or a function of the number of updates made so far (from 0), such as one of `fastmb.schedules`.
     alpha : float, default 0.99
         Decay of the mean of the squared gradient, in [0, 1).
     eps : float, default 1e-8
@@ -263,7 +280,7 @@ class Adagrad(Optimizer):
     Parameters
     ----------
     lr : float or callable, default 1e-2
-        Learning rate, or a function of the number of updates made so far (from 0).
+        Learning rate, or a function of the number of updates made so far (from 0), such as one of `fastmb.schedules`.
     lr_decay : float, default 0
         Divides the learning rate by ``1 + lr_decay * (updates made so far)``.
     weight_decay : float, default 0
@@ -288,8 +305,9 @@ class Adagrad(Optimizer):
     def kind(self) -> str:
         return "adagrad"
 
-    def init_state(self, state: np.ndarray) -> None:
-        state.fill(self.initial_accumulator_value)
+    @property
+    def initial_state(self) -> float:
+        return self.initial_accumulator_value
 
     def _entries(self, t: Any, lr: Any) -> tuple[Any, ...]:
         return lr / (1.0 + (t - 1) * self.lr_decay), self.weight_decay, self.eps
@@ -307,15 +325,6 @@ def get(optimizer: str | Optimizer) -> Optimizer:
     if optimizer not in OPTIMIZERS:
         raise unknown_name("optimizer", optimizer, OPTIMIZERS)
     return OPTIMIZERS[optimizer]()
-
-
-def _power(base: float, exponents: np.ndarray) -> np.ndarray:
-    """``base ** exponents`` by repeated squaring: each element depends on its own exponent alone."""
-    powers = np.ones(len(exponents))
-    for bit in range(int(exponents.max(initial=0)).bit_length()):
-        powers = np.where(exponents >> bit & 1, powers * base, powers)
-        base *= base
-    return powers
 
 
 def _bias(beta1: float, beta2: float, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

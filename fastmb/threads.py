@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from pathlib import Path
 
 from ._errors import unknown_name
 
 #: Operations of a training step that make a further thread worth its two barriers.
 FLOPS_PER_THREAD = 60_000.0
+
+Folder = str | os.PathLike[str]
 
 _looked: tuple[float, int] = (-math.inf, 1)  # when the machine was last looked at, and what it allows
 
@@ -47,40 +48,45 @@ def machine_limit() -> int:
     return _looked[1]
 
 
-def cgroup_limit(root: Path = Path("/sys/fs/cgroup"), self_file: Path = Path("/proc/self/cgroup")) -> int:
+def cgroup_limit(root: Folder = "/sys/fs/cgroup", self_file: Folder = "/proc/self/cgroup") -> int:
     """Processors' worth of time that the control groups of this process allow (versions 1 and 2), rounded up."""
     limit = 1 << 30
     try:
-        lines = self_file.read_text().splitlines()
+        lines = _read(self_file).splitlines()
     except OSError:
         return limit
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            bases, quota = [root / "unified", root], _v2_quota
+            bases, quota = [os.path.join(root, "unified"), root], _v2_quota
         elif "cpu" in controllers.split(","):
-            bases, quota = [root / controllers, root / "cpu"], _v1_quota
+            bases, quota = [os.path.join(root, controllers), os.path.join(root, "cpu")], _v1_quota
         else:
             continue
+        groups = [group for group in path.split("/") if group]
         for base in bases:
-            group = base / path.lstrip("/")
-            for folder in [group, *group.parents][: len(group.parts) - len(base.parts) + 1]:  # and all groups above
+            for depth in range(len(groups) + 1):  # this group and all above it
                 try:
-                    limit = min(limit, quota(folder) or limit)
+                    limit = min(limit, quota(os.path.join(base, *groups[:depth])) or limit)
                 except (OSError, ValueError):
                     continue
     return limit
 
 
-def _v2_quota(folder: Path) -> int | None:
+def _v2_quota(folder: Folder) -> int | None:
     """cpu.max holds "quota period" or "max period"."""
-    quota, period = (folder / "cpu.max").read_text().split()
+    quota, period = _read(folder, "cpu.max").split()
     return None if quota == "max" else math.ceil(int(quota) / int(period))
 
 
-def _v1_quota(folder: Path) -> int | None:
-    quota = int((folder / "cpu.cfs_quota_us").read_text())
-    return None if quota < 0 else math.ceil(quota / int((folder / "cpu.cfs_period_us").read_text()))
+def _v1_quota(folder: Folder) -> int | None:
+    quota = int(_read(folder, "cpu.cfs_quota_us"))
+    return None if quota < 0 else math.ceil(quota / int(_read(folder, "cpu.cfs_period_us")))
+
+
+def _read(*path: Folder) -> str:
+    with open(os.path.join(*path)) as file:
+        return file.read()
 
 
 def choose_isa(available: list[str]) -> str:

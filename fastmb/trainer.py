@@ -8,9 +8,10 @@ is in `fastmb._fitting`; the checks of the data are in `fastmb.data`.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ import numpy as np
 from . import losses, optim
 from ._checks import integer, number
 from ._checks import seed as check_seed
-from ._errors import unknown_name
+from ._errors import unknown_metric
 from ._fitting import Epoch, Fitting
 from ._metrics import BY_TASK
+from .callbacks import Callback, check_callbacks
 from .data import Batches, check_weights, check_X, check_y
 from .executors import Training, load
 from .history import History
@@ -29,7 +31,7 @@ from .nn import Sequential, _aligned_zeros
 from .optim import Adam, Optimizer
 from .plan import views
 
-_CHUNK = 1 << 22  # numbers of the widest layer that an evaluation may have at a time
+_CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
 _FOREVER = 1e9  # seconds
 
 
@@ -125,10 +127,10 @@ class Trainer:
         """What can't be pickled, and the optimiser's state, fresh or a copy."""
         n, plan = self.optimizer.n_states, self.net.plan
         self.state = _aligned_zeros(n * plan.size, plan.dtype).reshape(n, plan.size)
-        if state is None:
-            self.optimizer.init_state(self.state)
-        else:
+        if state is not None:
             self.state[:] = state
+        elif self.optimizer.initial_state:  # zeros are there already, their memory not yet asked for
+            self.optimizer.init_state(self.state)
         self._lock = threading.RLock()
         training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed)
         self._executor = load(self.executor)(plan, self.net.flat, training, self.n_threads)
@@ -144,6 +146,25 @@ class Trainer:
     def __repr__(self) -> str:
         settings = f"{self.loss!r}, {self.optimizer!r}, batch_size={self.batch_size}"
         return f"Trainer({settings}, executor={self.executor!r}): {self.epoch} epochs, {self.t} updates"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of this trainer to a file, from which `fastmb.load` makes it again, in the middle of an epoch too.
+
+        The file has the safetensors format; README and `fastmb.checkpoint` say what is in it. It is written beside an
+        older one of that name, which it replaces when the disk has all of it: whatever happens, one of them is there.
+
+        Raises
+        ------
+        TypeError
+            If there is something that a file can't hold: a learning rate that is a Python function (those of
+            `fastmb.schedules` can be saved), a module or loss of a class of your own.
+        OSError
+            If the file can't be written; an older one is as it was.
+        """
+        from . import checkpoint
+
+        with self._lock:
+            checkpoint.save(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Train on one mini-batch, all rows of `X` in their order, and return its mean loss before the update.
@@ -240,6 +261,7 @@ class Trainer:
         stop_at: Mapping[str, float] | None = None,
         max_seconds: float | None = None,
         check_finite: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> History:
         """Train for a number of epochs.
 
@@ -267,6 +289,9 @@ class Trainer:
             Stop after the first mini-batch that ends later than this.
         check_finite : bool, default True
             Look for NaN and infinity in the data first.
+        callbacks : sequence of Callback, default ()
+            Called in their order, such as `EarlyStopping`, `ModelCheckpoint`, `CSVLogger`. Without one that overrides
+            `on_batch_end`, no Python runs inside an epoch.
 
         Returns
         -------
@@ -280,34 +305,46 @@ class Trainer:
         FloatingPointError
             If the loss, or a weight, becomes NaN or infinite. Weights, optimiser and position are those of the end of
             the last epoch (or fit) that was finite.
+
+        Notes
+        -----
+        Memory beside the network's, the state's and the data's (`Sequential.summary` foretells it): the activations of
+        one mini-batch, and the copy of weights and state that a fit returns to if it diverges. That copy is in memory
+        up to 4 MiB, and else in a temporary file (TMPDIR), written once an epoch.
         """
         begin = time.perf_counter()
         max_epochs = integer("max_epochs", max_epochs, 1)
         limit = _FOREVER if max_seconds is None else number("max_seconds", max_seconds, "[0, inf)")
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together")
+        callbacks = check_callbacks(callbacks)
         with self._lock:
             val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "_val")
-            goals = self._goals(stop_at, val is not None)
+            metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
+            goals = self._goals(stop_at, metrics)
             X, y, weight = self._checked(X, y, sample_weight, check_finite)
             batches = Batches(X, y, weight, None, self.batch_size, self.input_scale)
             steps = len(batches.X) // self.batch_size if self.drop_last else batches.n_batches
             if not steps:
                 raise ValueError(f"X has {len(batches.X)} rows; drop_last leaves no mini-batch of {self.batch_size}")
+            under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
+            self.optimizer.check_length(self.t + max_epochs * steps - under_way)
+            for callback in callbacks:
+                callback.on_fit_begin(self, metrics)
             self.history.stopped = None
-            fitting = Fitting(self, batches, steps, begin + limit)
+            fitting = Fitting(self, batches, steps, begin + limit, callbacks)
             self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
+            for callback in callbacks:
+                callback.on_fit_end(self)
             return self.history
 
-    def _goals(self, stop_at: Mapping[str, float] | None, validated: bool) -> dict[str, float]:
+    def _goals(self, stop_at: Mapping[str, float] | None, metrics: list[str]) -> dict[str, float]:
         stop_at = {} if stop_at is None else stop_at
         if not isinstance(stop_at, Mapping):
             raise TypeError(f"stop_at must be a mapping of names to goals, such as {{'loss': 0.1}}; got {stop_at!r}")
-        known = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * validated
         for name in stop_at:
-            if name not in known:
-                hint = "" if validated else " (val_ metrics need X_val and y_val)"
-                raise ValueError(f"{unknown_name('stop_at', name, known)}{hint}")
+            if name not in metrics:
+                raise unknown_metric("stop_at", name, metrics)
         return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in stop_at.items()}
 
 

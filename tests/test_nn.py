@@ -202,7 +202,13 @@ def test_summary_is_a_table_of_modules_shapes_and_parameters():
         "2  Linear(128, 10)   (64, 10)        1,290",
         "101,770 parameters, float32, 397.5 KiB",
         "26.182 MFLOP a training step of 64 rows",
+        "2.6 MiB (parameters 0.4, states 0.8, activations 0.3, kept 1.2) in a fit with Adam",
     ]
+    assert (
+        mb.mlp([784, 128, 10])
+        .summary(64, "sgd")
+        .endswith("1.0 MiB (parameters 0.4, activations 0.3, kept 0.4) in a fit with SGD")
+    )
     assert "(n, 128)" in mb.mlp([784, 128, 10]).summary()
 
 

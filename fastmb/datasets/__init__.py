@@ -5,11 +5,8 @@ Nothing here downloads anything.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +35,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     >>> X.shape, X.dtype, y[:10].tolist()
     ((1797, 64), dtype('uint8'), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    with np.load(Path(__file__).with_name("digits.npz")) as arrays:
+    with np.load(os.path.join(os.path.dirname(__file__), "digits.npz")) as arrays:
         return arrays["X"], arrays["y"].astype(np.int64)
 
 
@@ -79,6 +76,8 @@ def load_fashion_mnist(
 
 
 def _read(directory: str | os.PathLike[str], name: str, ndim: int) -> np.ndarray:
+    from pathlib import Path
+
     candidates = [Path(directory, name + suffix) for suffix in ("", ".gz")]
     for path in candidates:
         if path.is_file():
@@ -103,7 +102,11 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     ValueError
         If the file isn't IDX, is damaged, or is longer or shorter than its header says.
     """
-    data = Path(path).read_bytes()
+    import gzip
+    import zlib
+
+    with open(path, "rb") as file:
+        data = file.read()
     if data[:2] == b"\x1f\x8b":
         try:
             data = gzip.decompress(data)

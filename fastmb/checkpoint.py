@@ -1,0 +1,359 @@
+"""Checkpoints: a trainer, whole, in a safetensors file; `Trainer.save` writes it, `load` reads it.
+
+The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the sums of an epoch
+that is under way ("epoch.sums"), and the arrays that modules and losses were given ("net.0.init", "loss.pos_weight").
+The metadata has the entry "fastmb", JSON that describes the rest, and "sha256", of that text and all tensors: it finds
+damage, not forgery. Nothing in the file is run: a class is named, looked up in a table, and called with its parameters,
+which it checks as always. Shapes are compared before memory is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._checks import integer, number
+from ._checks import seed as check_seed
+from ._errors import missing_extra, unknown_name
+from ._files import replace
+from ._fitting import SLICE, Epoch
+from ._version import __version__
+from .losses import LOSSES
+from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
+from .nn import Sequential, _check_dtype, _check_modules
+from .optim import OPTIMIZERS
+from .plan import views
+from .schedules import SCHEDULES, Schedule
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+FORMAT = 1
+_DTYPES: dict[str, np.dtype] = {"F32": np.dtype("float32"), "F64": np.dtype("float64")}  # little-endian, both
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_MODULES = {cls.__name__: cls for cls in (Linear, Dropout, Softmax, *(type(make()) for make in ACTIVATIONS.values()))}
+_LOSSES = {cls.__name__: cls for cls in LOSSES.values()}
+_OPTIMIZERS = {cls.__name__: cls for cls in OPTIMIZERS.values()}
+_SETTINGS = ("batch_size", "shuffle", "drop_last", "seed", "n_threads", "executor", "input_scale")
+_PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
+_FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
+_SHOWN = 8  # differences that an error lists
+_MOST = 2**53
+_LONGEST = 100_000_000  # bytes of a header that safetensors reads
+
+Tensors = dict[str, np.ndarray]
+
+
+# ---- a trainer becomes a file ----------------------------------------------------------------------------------------
+
+
+def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """What `Trainer.save` does."""
+    import json
+
+    tensors: Tensors = {}
+    text = json.dumps(describe(trainer, tensors), separators=(",", ":"))
+    header: dict[str, Any] = {"__metadata__": {"fastmb": text, "sha256": _digest(text, tensors)}}
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # all aligned
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
+    front = json.dumps(header, separators=(",", ":")).encode()
+    front += b" " * (-len(front) % 8)
+    if len(front) > _LONGEST:
+        rows = len(trainer.history._rows)
+        raise ValueError(
+            f"can't be saved: header of {len(front)} bytes, {_LONGEST} are allowed; history has {rows} rows"
+        )
+    replace(path, [len(front).to_bytes(8, "little"), front, *map(_bytes, tensors.values())])
+
+
+def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
+    """All of a trainer but its tensors, in terms of JSON; those are put into `tensors`."""
+    net, current = trainer.net, trainer._current
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "version": __version__,
+        "net": {
+            "modules": [_spec(module, _MODULES, f"net.{i}", tensors) for i, module in enumerate(net.modules)],
+            "seed": net.seed,
+            "dtype": net.dtype.name,
+            "squeeze": net.squeeze,
+        },
+        "loss": _spec(trainer.loss, _LOSSES, "loss", tensors),
+        "optimizer": _spec(trainer.optimizer, _OPTIMIZERS, "optimizer", tensors),
+        "trainer": {name: getattr(trainer, name) for name in _SETTINGS},
+        "position": {"t": trainer.t, "epoch": trainer.epoch, "current": None},
+        "history": {"stopped": trainer.history.stopped, "rows": trainer.history._rows},
+    }
+    if current is not None and current.done:
+        description["position"]["current"] = {name: getattr(current, name) for name in _PLACE}
+        tensors["epoch.sums"] = current.sums
+    for prefix, flat in _vectors(trainer):
+        tensors |= {prefix + name: array for name, array in views(flat, net.plan).items()}
+    return description
+
+
+def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
+    return [("", trainer.net.flat), *((f"state.{k}.", state) for k, state in enumerate(trainer.state))]
+
+
+def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
+    name = type(thing).__name__
+    if table.get(name) is not type(thing):
+        raise TypeError(f"{where} can't be saved: {name} is not one of {', '.join(table)}")
+    parameters = (field.name for field in fields(table[name]) if field.init)
+    return {"type": name} | {p: _value(getattr(thing, p), f"{where}.{p}", tensors) for p in parameters}
+
+
+def _value(value: Any, where: str, tensors: Tensors) -> Any:
+    if isinstance(value, np.ndarray):
+        tensors[where] = np.ascontiguousarray(value)
+        return {"tensor": where}
+    if isinstance(value, Schedule):
+        return _spec(value, SCHEDULES, where, tensors)
+    if isinstance(value, tuple):
+        return [_value(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
+    if callable(value):
+        raise TypeError(
+            f"{where} can't be saved: {value!r} is a Python function; fastmb.schedules has learning rates that can be"
+        )
+    return value
+
+
+def _digest(text: str, tensors: Tensors) -> str:
+    import hashlib
+
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype.name} {tensor.shape}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: np.ndarray) -> memoryview:
+    return tensor.reshape(-1).data.cast("B")
+
+
+# ---- a file becomes a trainer ----------------------------------------------------------------------------------------
+
+
+def load(path: str | os.PathLike[str]) -> Trainer:
+    """The trainer that `Trainer.save` wrote to `path`, as it was: what it goes on to has the bits it would have had.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A checkpoint. Nothing in it is run, so it may come from anywhere.
+
+    Returns
+    -------
+    Trainer
+        With its network, loss, optimiser, position and history.
+
+    Raises
+    ------
+    OSError
+        If the file can't be read.
+    ValueError
+        If it is no checkpoint, is damaged, or contradicts itself; the message says where.
+    ImportError
+        If safetensors isn't installed: ``pip install 'fastmb[checkpoint]'``.
+
+    Examples
+    --------
+    >>> import fastmb as mb, os, tempfile
+    >>> X, y = mb.datasets.load_digits()
+    >>> trainer = mb.Trainer(mb.mlp([64, 32, 10]), input_scale=1 / 16)
+    >>> history = trainer.fit(X, y, max_epochs=1, verbose=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trainer.save(os.path.join(folder, "digits.safetensors"))
+    ...     again = mb.load(os.path.join(folder, "digits.safetensors"))
+    >>> again.evaluate(X, y) == trainer.evaluate(X, y)
+    True
+    """
+    data = Path(path).read_bytes()
+    try:
+        return _restored(*_read(data))
+    except RecursionError:
+        raise ValueError(f"{os.fspath(path)}: its metadata are nested too deeply") from None
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def _read(data: bytes) -> tuple[dict[str, Any], Tensors]:
+    """The description and the tensors in a file, if they are as they were written."""
+    import json
+
+    try:
+        from safetensors import SafetensorError, deserialize
+    except ImportError:
+        raise missing_extra("safetensors", "checkpoint", "load()") from None
+    try:
+        found = deserialize(data)
+    except SafetensorError as error:
+        raise ValueError(f"no safetensors file, or a damaged one: {error}") from None
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    if not {"fastmb", "sha256"} <= metadata.keys():
+        raise ValueError("a safetensors file, but no checkpoint: its metadata lack 'fastmb' or 'sha256'")
+    tensors = {}
+    for name, entry in found:
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} has dtype {entry['dtype']}; a checkpoint has {' and '.join(_DTYPES)}")
+        tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    if _digest(metadata["fastmb"], tensors) != metadata["sha256"]:
+        raise ValueError("damaged: the SHA-256 of metadata and tensors is not the one that was written")
+    return json.loads(metadata["fastmb"]), tensors
+
+
+def _restored(description: Any, tensors: Tensors) -> Trainer:
+    from .trainer import Trainer
+
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"written in another format than {FORMAT}, which this version of fastmb ({__version__}) reads")
+    names = ("format", "version", "net", "loss", "optimizer", "trainer", "position", "history")
+    _, _, about, loss, optimizer, settings, position, history = _entries(description, names, "fastmb")
+    modules, seed, dtype, squeeze = _entries(about, ("modules", "seed", "dtype", "squeeze"), "net")
+    parts = modules if isinstance(modules, list) else []
+    modules = tuple(_built(spec, _MODULES, f"net.{i}", tensors) for i, spec in enumerate(parts))
+    loss = _built(loss, _LOSSES, "loss", tensors)
+    optimizer = _built(optimizer, _OPTIMIZERS, "optimizer", tensors)
+    settings = dict(zip(_SETTINGS, _entries(settings, _SETTINGS, "trainer"), strict=True))
+    for name in ("shuffle", "drop_last"):
+        _check_bool(settings[name], f"trainer.{name}")
+    t, epoch, place = _entries(position, ("t", "epoch", "current"), "position")
+    batch_size = integer("batch_size", settings["batch_size"], 1, _MOST)
+    current = None if place is None else _current(place, batch_size, settings["drop_last"], tensors)
+
+    dtype = _check_dtype(str(dtype))
+    expected = _shapes(_check_modules(modules), dtype, optimizer.n_states)
+    others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch."))}
+    _compare({name: tensor for name, tensor in tensors.items() if name not in others}, expected)
+
+    net: Sequential = Sequential.__new__(Sequential)
+    kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
+    net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
+    trainer = Trainer(net, loss, optimizer, **settings)
+    for prefix, flat in _vectors(trainer):
+        for name, array in views(flat, net.plan).items():
+            array[:] = tensors[prefix + name]
+    trainer.t, trainer.epoch = integer("t", t, 0, 2**62), integer("epoch", epoch, 0, _MOST)
+    trainer._current = current
+    trainer.history.stopped, trainer.history._rows = _history(history)
+    again: Tensors = {}
+    describe(trainer, again)
+    if extra := others - again.keys():
+        raise ValueError(f"has tensors that nothing refers to: {', '.join(sorted(extra)[:_SHOWN])}")
+    return trainer
+
+
+def _entries(mapping: Any, names: tuple[str, ...], where: str) -> list[Any]:
+    """The values of a mapping that must have these names and no others."""
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{where} must be a mapping; got {mapping!r:.80}")
+    missing = [name for name in names if name not in mapping]
+    extra = [name for name in mapping if name not in names]
+    if missing or extra:
+        what = [f"{word} {', '.join(some)}" for word, some in (("lacks", missing), ("has also", extra)) if some]
+        raise ValueError(f"{where} {' and '.join(what)}")
+    return [mapping[name] for name in names]
+
+
+def _built(spec: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> Any:
+    """The thing that `_spec` described."""
+    kind = spec.get("type") if isinstance(spec, dict) else spec
+    if not isinstance(kind, str) or kind not in table:
+        raise unknown_name(f"{where}: type", str(kind)[:80], table)
+    parameters = [field for field in fields(table[kind]) if field.init]
+    names = tuple(field.name for field in parameters)
+    _, *values = _entries(spec, ("type", *names), where)
+    arguments = {name: _taken(value, f"{where}.{name}", tensors) for name, value in zip(names, values, strict=True)}
+    for field in parameters:
+        if isinstance(field.default, bool):
+            _check_bool(arguments[field.name], f"{where}.{field.name}")
+    try:
+        return table[kind](**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _taken(value: Any, where: str, tensors: Tensors) -> Any:
+    if isinstance(value, list):
+        return tuple(_taken(item, f"{where}[{i}]", tensors) for i, item in enumerate(value))
+    if not isinstance(value, dict):
+        return value
+    if value != {"tensor": where}:
+        return _built(value, SCHEDULES, where, tensors)
+    if where not in tensors:
+        raise ValueError(f"lacks the tensor {where}")
+    return tensors[where]
+
+
+def _check_bool(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{where} must be true or false; got {value!r:.80}")
+    return value
+
+
+def _current(place: Any, batch_size: int, drop_last: bool, tensors: Tensors) -> Epoch:
+    """The place within an epoch, and its sums."""
+    rows, done, *figures = _entries(place, _PLACE, "position.current")
+    rows = integer("rows", rows, 1, _MOST)
+    steps = rows // batch_size if drop_last else -(-rows // batch_size)
+    done = integer("done", done, 1, steps)
+    if "epoch.sums" not in tensors:
+        raise ValueError("lacks the tensor epoch.sums")
+    sums = tensors["epoch.sums"].astype(np.float64)
+    expected = (min(SLICE, steps - (done - 1) // SLICE * SLICE), 2)
+    if sums.shape != expected:
+        raise ValueError(f"epoch.sums has shape {sums.shape}; mini-batch {done} of {steps} is in one of {expected}")
+    checked = {name: number(name, value, "(-inf, inf)") for name, value in zip(_PLACE[2:], figures, strict=True)}
+    return Epoch(rows, done, **checked, sums=sums)
+
+
+def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
+    stopped, rows = _entries(history, ("stopped", "rows"), "history")
+    right = (stopped is None or isinstance(stopped, str)) and isinstance(rows, list)
+    for row in rows if right else []:
+        right = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
+        if not right or not set(_FIGURES) <= row.keys() or type(row["epoch"]) is not int:
+            right = False
+            break
+    if not right:
+        raise ValueError(f"history must hold rows of numbers with {', '.join(_FIGURES)}")
+    return stopped, rows
+
+
+def _shapes(modules: tuple[Module, ...], dtype: np.dtype, n_states: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """What tensors a network and its optimiser's state are saved as."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, module in enumerate(modules):
+        if isinstance(module, Linear):
+            shapes[f"{i}.weight"] = module.in_features, module.out_features
+            if module.bias:
+                shapes[f"{i}.bias"] = (module.out_features,)
+    prefixes = ["", *(f"state.{k}." for k in range(n_states))]
+    return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
+
+
+def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
+    """Raise a `ValueError` that tells which tensors differ from the network's, and how."""
+    wrong = [f"{name} is missing" for name in expected if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            wrong.append(f"{name} is none of the network's")
+            continue
+        dtype, shape = expected[name]
+        if tensor.shape != shape:
+            wrong.append(f"{name} has shape {tensor.shape}, the network's has {shape}")
+        if tensor.dtype != dtype:
+            wrong.append(f"{name} is {tensor.dtype.name}, the network's is {dtype.name}")
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ValueError(f"tensors don't fit the network: {'; '.join(wrong[:_SHOWN])}{more}")

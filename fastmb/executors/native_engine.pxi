@@ -1,0 +1,185 @@
+"""What a plan becomes in C: stages, workers, buffers; and what one call works on. Included by native.pyx."""
+
+
+# ---- what the loops see --------------------------------------------------------------------------------------------
+
+cdef struct Op:
+    int kind            # an activation, or DROPOUT
+    int index
+    double value
+    uint32_t threshold
+    double scale
+
+cdef enum Derivative:
+    NONE      # no operation
+    FACTOR    # written by the forward pass, multiplied by the backward pass
+    SIGN      # ReLU alone: the sign of the output
+
+cdef struct Stage:
+    int64_t n_in, n_out, rows
+    char *w             # [rows][n_out] in the flat vector
+    int64_t offset      # of w in the flat vector, in elements
+    Op *ops
+    int n_ops
+    Derivative derivative
+    char *x             # its input: [block][n_in + 1][rb]
+    int64_t x_block     # elements of a block of x
+    char *dz            # its output gradient: [panel][row][rb]
+    int64_t panels, panel_stride
+    int64_t row_tiles, tiles, first_tile
+
+cdef struct Worker:
+    int64_t next_block, last_block, next_tile, last_tile
+    char *da[2]         # gradients of a group's activations, or the activations in inference
+    char **d            # per stage: derivatives of a group, [block][n_out][rb]
+    char *tile
+    char *s
+    int32_t *labels
+    char *target
+    char *loss
+    fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
+    int64_t expected_lines
+    char pad[64]
+
+cdef struct Batch:
+    fmb_source X, y
+    int has_y
+    double scale
+    const double *sample_weight
+    const int64_t *order    # of the whole set, or NULL
+    int64_t n               # rows of the set
+
+cdef struct Run:            # what one call works on
+    Batch batch
+    int64_t first, steps, batch_size
+    uint64_t t
+    const double *coefficients
+    double *sums
+    int update
+    char *params
+    char *state[3]
+    double deadline
+    int64_t check           # steps between two looks at the clock
+    int64_t start, done     # updates made before this region, and by now
+    int stop, bad
+    int far                 # parameters and state are worth asking for ahead of their tile
+
+cdef struct Mini:           # one mini-batch, worked out by every thread for itself
+    int64_t step, begin, rows, block_rows, blocks
+    double weight           # the sum that its mean is taken over
+
+cdef struct Engine:         # a plan made ready to run
+    const fmb_kernels *k
+    int size, rb            # bytes of an element; rows of a block
+    int n_stages
+    Stage *stages
+    Op *input_ops
+    int n_input_ops
+    int group               # blocks that go through a stage together
+    int64_t widest, total_tiles
+    Worker *workers
+    double *row_loss        # each row's weighted loss, [block][rb]
+    fmb_loss_spec loss
+    fmb_barrier barrier
+    uint64_t seed
+
+
+# ---- small things --------------------------------------------------------------------------------------------------
+
+cdef inline int64_t _line(int64_t size) noexcept nogil:
+    """Bytes of whole cache lines."""
+    return (size + 63) & ~<int64_t> 63
+
+
+cdef inline void _put(void *p, int64_t i, double value, int size) noexcept nogil:
+    if size == 8:
+        (<double *> p)[i] = value
+    else:
+        (<float *> p)[i] = <float> value
+
+
+cdef inline double _get(const void *p, int64_t i, int size) noexcept nogil:
+    return (<const double *> p)[i] if size == 8 else (<const float *> p)[i]
+
+
+cdef inline double _tree(double *lanes) noexcept nogil:
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
+
+
+cdef inline void _share(int64_t *first, int64_t *last, int64_t pieces, int tid, int threads) noexcept nogil:
+    """A thread's own range of the pieces of a sweep."""
+    first[0] = tid * pieces // threads
+    last[0] = (tid + 1) * pieces // threads
+
+
+cdef inline void _panels(int64_t *low, int64_t *high, int64_t n, int64_t width, int part, int parts) noexcept nogil:
+    """A part of n features, in whole panels."""
+    cdef int64_t panels = (n + width - 1) // width
+    low[0] = min(n, part * panels // parts * width)
+    high[0] = min(n, (part + 1) * panels // parts * width)
+
+
+cdef int _source(cnp.ndarray a, fmb_source *source) except -1:
+    """Where a user's array lies, one column or many."""
+    source.data = <const char *> cnp.PyArray_DATA(a)
+    source.row_stride = a.strides[0]
+    source.col_stride = a.strides[1] if a.ndim == 2 else 0
+    source.columns = a.shape[1] if a.ndim == 2 else 1
+    source.type = TYPES[chr(a.descr.kind) + str(a.descr.itemsize)]
+    return 0
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
+    """Hands out the arena from `base` on and returns its size; with NULL, the size alone."""
+    cdef int64_t at = 0, blocks, panel_rows, block, b, r
+    cdef int i, w
+    cdef Stage *s
+    cdef Worker *worker
+    cdef char *ones
+    # Blocks of small mini-batches may hold half the rows that they have room for.
+    blocks = min(rows, SMALL_BLOCKS * threads * e.rb)
+    blocks = max((rows + e.rb - 1) // e.rb, (blocks + e.k.lanes - 1) // e.k.lanes)
+    panel_rows = blocks * e.rb
+    for i in range(e.n_stages):
+        s = &e.stages[i]
+        s.x = base + at
+        at += _line(blocks * s.x_block * e.size)
+        if base != NULL:
+            for b in range(blocks):
+                ones = s.x + (b * s.x_block + s.n_in * e.rb) * e.size
+                for r in range(e.rb):
+                    _put(ones, r, 1.0, e.size)
+        s.dz = base + at
+        s.panel_stride = panel_rows * e.rb
+        at += _line(s.panels * s.panel_stride * e.size)
+    e.row_loss = <double *> (base + at)
+    at += _line(panel_rows * sizeof(double))
+    block = _line(e.rb * e.size)
+    for w in range(threads):
+        worker = &e.workers[w]
+        worker.d = (<char **> &e.workers[threads]) + w * e.n_stages
+        for i in range(2):
+            worker.da[i] = base + at
+            at += _line(e.group * (e.widest + 1) * e.rb * e.size)
+        for i in range(e.n_stages):
+            worker.d[i] = NULL
+            if rows > 0 and e.stages[i].derivative == FACTOR:
+                worker.d[i] = base + at
+                at += _line(e.group * e.stages[i].n_out * e.rb * e.size)
+        worker.tile = base + at
+        at += _line((e.k.mr + 2) * e.rb * e.size)
+        worker.s = base + at
+        at += block
+        worker.loss = base + at
+        at += block
+        worker.labels = <int32_t *> (base + at)
+        at += _line(e.rb * sizeof(int32_t))
+        worker.target = base + at
+        at += _line(_plan_outputs(e) * e.rb * e.size)
+    return at
+
+
+cdef int64_t _plan_outputs(Engine *e) noexcept nogil:
+    return e.stages[e.n_stages - 1].n_out

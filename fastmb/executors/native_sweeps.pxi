@@ -1,0 +1,453 @@
+"""What a thread does: training's two sweeps, and inference. Included by native.pyx."""
+
+
+# ---- training: a thread's work -------------------------------------------------------------------------------------
+
+cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
+    """All steps of a run, as thread `tid` of `threads`."""
+    cdef uint64_t fp = fmb_fp_enter()
+    cdef Worker *me = &e.workers[tid]
+    cdef Mini mini
+    _mini_batch(e, run, run.start, threads, &mini)
+    _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+    while True:
+        _share(&me.next_tile, &me.last_tile, e.total_tiles, tid, threads)
+        if mini.step == run.start:
+            fmb_barrier_wait(&e.barrier, tid, threads)
+        _row_sweep(e, run, &mini, tid, threads)
+        fmb_barrier_wait(&e.barrier, tid, threads)
+        if run.bad:
+            if tid == 0:
+                _sum(e, run, &mini)
+            break
+        _weight_sweep(e, run, &mini, tid, threads)
+        if tid == 0:
+            _sum(e, run, &mini)
+            run.done = mini.step + 1
+            if run.done == run.steps or (run.done % run.check == 0 and fmb_now() > run.deadline):
+                run.stop = 1
+        if mini.step + 1 < run.steps:
+            _mini_batch(e, run, mini.step + 1, threads, &mini)
+            _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+        fmb_barrier_wait(&e.barrier, tid, threads)
+        if run.stop:
+            break
+    fmb_fp_leave(fp)
+
+
+cdef void _mini_batch(Engine *e, Run *run, int64_t step, int threads, Mini *mini) noexcept nogil:
+    """Which rows are mini-batch `step` of the run, and how they are cut into blocks."""
+    cdef int64_t i
+    cdef double lanes[8]
+    cdef Batch *batch = &run.batch
+    mini.step = step
+    mini.begin = (run.first + step) * run.batch_size
+    mini.rows = min(run.batch_size, batch.n - mini.begin)
+    mini.block_rows = _block_rows(e, mini.rows, threads)
+    mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
+    mini.weight = mini.rows
+    if batch.sample_weight != NULL or (e.loss.indices and e.loss.weight != NULL):
+        memset(lanes, 0, sizeof(lanes))
+        for i in range(mini.rows):
+            lanes[i & 7] += _sample_weight(e, batch, mini.begin + i) * _class_weight(e, batch, mini.begin + i)
+        mini.weight = _tree(lanes)
+
+
+cdef int64_t _block_rows(Engine *e, int64_t rows, int threads) noexcept nogil:
+    """Rows of a block, one vector of them or two, whichever keeps the threads busy for the shorter time."""
+    cdef double one = _rounds(e, e.k.lanes, 1.1, rows, threads), two = _rounds(e, e.rb, 2.0, rows, threads)
+    if rows <= SMALL_BLOCKS * threads * e.rb and one < two:
+        return e.k.lanes
+    return e.rb
+
+
+cdef double _rounds(Engine *e, int64_t size, double cost, int64_t rows, int threads) noexcept nogil:
+    """Time of a row sweep in blocks of `size` rows that cost so much each, a vector of rows being about 1."""
+    cdef int64_t whole = rows // size, rest = rows % size
+    cdef double last = 0
+    if rest > 0 and whole % threads == 0:   # else it falls to a thread that has nothing else to do
+        last = 0.4 if rest <= e.k.mr // 2 else 1.1 if rest <= e.k.lanes else 2.0
+    return (whole + threads - 1) // threads * cost + last
+
+
+cdef double _sample_weight(Engine *e, Batch *batch, int64_t position) noexcept nogil:
+    if batch.sample_weight == NULL:
+        return 1.0
+    return batch.sample_weight[batch.order[position] if batch.order != NULL else position]
+
+
+cdef double _class_weight(Engine *e, Batch *batch, int64_t position) noexcept nogil:
+    cdef int32_t label
+    if not e.loss.indices or e.loss.weight == NULL:
+        return 1.0
+    label = fmb_label(&batch.y, batch.order[position] if batch.order != NULL else position)
+    return _get(e.loss.weight, label, e.size)
+
+
+cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
+    """The mini-batch's loss sum and weight: eight lanes over the rows, then a tree."""
+    cdef double lanes[8]
+    cdef int64_t block, r, i = 0
+    memset(lanes, 0, sizeof(lanes))
+    for block in range(mini.blocks):
+        for r in range(min(mini.block_rows, mini.rows - i)):
+            lanes[i & 7] += e.row_loss[block * e.rb + r]
+            i += 1
+    run.sums[2 * mini.step] = _tree(lanes)
+    run.sums[2 * mini.step + 1] = mini.weight
+
+
+# ---- the row sweep -------------------------------------------------------------------------------------------------
+
+cdef void _row_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
+    """Blocks of rows: this thread's own, then what is left of the others'. Where there are fewer blocks than
+    threads, all threads work on every block, each on a part of the features of every stage."""
+    cdef int i
+    cdef int64_t block
+    cdef Worker *owner
+    if mini.blocks < threads:
+        for block in range(mini.blocks):
+            _rows(e, run, mini, &e.workers[0], block, 1, tid, threads)
+        return
+    for i in range(threads):
+        owner = &e.workers[(tid + i) % threads]
+        while True:
+            block = fmb_take(&owner.next_block, e.group)
+            if block >= owner.last_block:
+                break
+            _rows(e, run, mini, &e.workers[tid], block, min(<int64_t> e.group, owner.last_block - block),
+                  0, 1)
+
+
+cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int part,
+                int parts) noexcept nogil:
+    """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward. Does part `part` of `parts`, each a
+    range of features in whole panels, which meet where one needs what another has made."""
+    cdef int64_t b, row, block, low, high
+    cdef int i, rows, current = 0
+    cdef Stage *s
+    cdef char *out
+    cdef char *d
+    cdef Batch *batch = &run.batch
+
+    if part == 0:
+        for b in range(blocks):
+            row = (first + b) * mini.block_rows
+            rows = <int> min(mini.block_rows, mini.rows - row)
+            out = e.stages[0].x + (first + b) * e.stages[0].x_block * e.size
+            _gather(e, &batch.X, batch, mini.begin + row, rows, batch.scale, out)
+            _apply(e, e.input_ops, e.n_input_ops, out, NULL, 0, e.stages[0].n_in, run.t + mini.step,
+                   row, 1)
+    fmb_barrier_wait(&e.barrier, part, parts)
+
+    for i in range(e.n_stages):
+        s = &e.stages[i]
+        if i + 1 < e.n_stages:
+            block = e.stages[i + 1].x_block
+            out = e.stages[i + 1].x + first * block * e.size
+        else:
+            block = (e.widest + 1) * e.rb
+            out = home.da[0]
+        _panels(&low, &high, s.n_out, e.rb, part, parts)
+        _forward(e, s, mini, first, blocks, s.x + first * s.x_block * e.size, s.x_block, out, block, low, high)
+        for b in range(blocks):
+            d = NULL if s.derivative != FACTOR else home.d[i] + (b * s.n_out + low) * e.rb * e.size
+            _apply(e, s.ops, s.n_ops, out + (b * block + low * e.rb) * e.size, d, low, high - low,
+                   run.t + mini.step, (first + b) * mini.block_rows, 1)
+        fmb_barrier_wait(&e.barrier, part, parts)
+
+    block = (e.widest + 1) * e.rb
+    if part == 0:
+        for b in range(blocks):
+            _loss(e, run, mini, home, first + b, home.da[0] + b * block * e.size)
+    fmb_barrier_wait(&e.barrier, part, parts)
+
+    for i in range(e.n_stages - 1, -1, -1):
+        s = &e.stages[i]
+        _panels(&low, &high, s.n_out, e.rb, part, parts)
+        for b in range(blocks):
+            rows = <int> min(mini.block_rows, mini.rows - (first + b) * mini.block_rows)
+            d = NULL
+            if s.derivative == FACTOR:
+                d = home.d[i] + (b * s.n_out + low) * e.rb * e.size
+            elif s.derivative == SIGN:
+                d = e.stages[i + 1].x + ((first + b) * e.stages[i + 1].x_block + low * e.rb) * e.size
+            e.k.backward(home.da[current] + (b * block + low * e.rb) * e.size, d, s.derivative == SIGN,
+                         i > 0, high - low, rows,
+                         s.dz + (low // e.rb * s.panel_stride + (first + b) * e.rb * e.rb) * e.size,
+                         s.panel_stride)
+        if i > 0:
+            fmb_barrier_wait(&e.barrier, part, parts)
+            _panels(&low, &high, s.n_in, e.rb, part, parts)
+            _backward(e, s, mini, first, blocks, home.da[current], home.da[1 - current], block, low, high)
+            fmb_barrier_wait(&e.barrier, part, parts)
+            current = 1 - current
+
+
+cdef void _gather(Engine *e, fmb_source *source, Batch *batch, int64_t position, int rows, double scale,
+                  void *out) noexcept nogil:
+    e.k.gather(source, batch.order + position if batch.order != NULL else NULL, position, rows, scale, out)
+
+
+cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, int64_t n, uint64_t t, int64_t row,
+                 int training) noexcept nogil:
+    """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
+    derivatives."""
+    cdef int i, first = 1
+    for i in range(n_ops):
+        if ops[i].kind != DROPOUT:
+            e.k.activation(ops[i].kind, ops[i].value, a, d, n * e.rb, first)
+        elif training:
+            e.k.dropout(e.seed, t, ops[i].index, row, unit, ops[i].threshold, ops[i].scale, a, d, n, first)
+        else:
+            continue
+        first = 0
+
+
+cdef void _forward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
+                   int64_t out_block, int64_t low, int64_t high) noexcept nogil:
+    """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once
+    for all of them."""
+    cdef fmb_gemm g
+    cdef int64_t k, m, b, depth = s.rows if blocks == 1 else KC
+    cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows)
+    if blocks == 1 and rows <= e.k.mr // 2:
+        low = _forward_few(e, s, rows, x, out, low, high)
+    g.a_m, g.a_k, g.a_block, g.ahead = 1, s.n_out, 0, AHEAD
+    g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
+    k = 0
+    while k < s.rows:
+        g.k = g.k_last = min(depth, s.rows - k)
+        m = low
+        while m < high:
+            for b in range(blocks):
+                e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0,
+                         s.w + (k * s.n_out + m) * e.size, x + (b * x_block + k * e.rb) * e.size,
+                         out + (b * out_block + m * e.rb) * e.size)
+            m += e.k.mr
+        k += depth
+
+
+cdef int64_t _forward_few(Engine *e, Stage *s, int rows, char *x, char *out, int64_t o, int64_t high) noexcept nogil:
+    """The same for few rows: vectors run over outputs, as many as fill them. Returns the first that is left."""
+    cdef fmb_gemm g
+    cdef char buffer[64 * 24]
+    cdef int64_t j
+    cdef int r, vectors, width
+    g.a_m, g.a_k, g.a_block, g.ahead = 1, e.rb, 0, 0
+    g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
+    g.k = g.k_last = s.rows
+    while high - o >= e.k.lanes:
+        vectors = 8 if 4 * rows <= e.k.mr else 4
+        while vectors * e.k.lanes > high - o:
+            vectors //= 2
+        width = vectors * e.k.lanes
+        g.c_m = width
+        e.k.gemm(&g, rows, vectors, 0, x, s.w + o * e.size, buffer)
+        for j in range(width):
+            for r in range(rows):
+                if e.size == 8:
+                    (<double *> out)[(o + j) * e.rb + r] = (<double *> buffer)[r * width + j]
+                else:
+                    (<float *> out)[(o + j) * e.rb + r] = (<float *> buffer)[r * width + j]
+        o += width
+    return o
+
+
+cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *dz, char *dx,
+                    int64_t block, int64_t low, int64_t high) noexcept nogil:
+    """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
+    cdef fmb_gemm g
+    cdef int64_t k, m, b, depth = s.n_out if blocks == 1 else KC
+    g.a_m, g.a_k, g.a_block, g.ahead = s.n_out, 1, 0, 0
+    g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
+    k = 0
+    while k < s.n_out:
+        g.k = g.k_last = min(depth, s.n_out - k)
+        m = low
+        while m < high:
+            for b in range(blocks):
+                e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0,
+                         s.w + (m * s.n_out + k) * e.size, dz + (b * block + k * e.rb) * e.size,
+                         dx + (b * block + m * e.rb) * e.size)
+            m += e.k.mr
+        k += depth
+
+
+cdef int _vectors(Engine *e, Mini *mini, int64_t block) noexcept nogil:
+    """Vectors that the rows of a block fill."""
+    return 2 if min(mini.block_rows, mini.rows - block * mini.block_rows) > e.k.lanes else 1
+
+
+cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char *z) noexcept nogil:
+    """The block's row losses, and its output gradient in place of the outputs."""
+    cdef int64_t row = block * mini.block_rows
+    cdef int64_t position = mini.begin + row
+    cdef int r, rows = <int> min(mini.block_rows, mini.rows - row)
+    cdef double weight, value, scale = 1.0 / mini.weight if mini.weight > 0 else 0.0
+    cdef double *row_loss = e.row_loss + block * e.rb
+    for r in range(e.rb):
+        weight = _sample_weight(e, &run.batch, position + r) if r < rows else 0.0
+        _put(me.s, r, weight * scale, e.size)
+        row_loss[r] = weight
+    _targets(e, &run.batch, me, position, rows)
+    e.k.loss(&e.loss, rows, z, me.labels, me.target, me.s, z, me.loss)
+    for r in range(rows):
+        value = row_loss[r] * _get(me.loss, r, e.size)
+        row_loss[r] = value
+        if value - value != 0:
+            run.bad = 1
+
+
+cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int rows) noexcept nogil:
+    cdef int r
+    if e.loss.indices:
+        for r in range(rows):
+            me.labels[r] = fmb_label(&batch.y, batch.order[position + r] if batch.order != NULL else position + r)
+        for r in range(rows, e.rb):
+            me.labels[r] = 0
+    else:
+        _gather(e, &batch.y, batch, position, rows, 1.0, me.target)
+
+
+# ---- the weight sweep ----------------------------------------------------------------------------------------------
+
+cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
+    """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
+    cdef int i
+    cdef int64_t tile, chunk = 1 + 64 // mini.rows
+    cdef Worker *me = &e.workers[tid]
+    cdef Worker *owner
+    cdef double coef64[8]
+    cdef float coef32[8]
+    for i in range(8):
+        coef64[i] = run.coefficients[8 * mini.step + i]
+        coef32[i] = <float> coef64[i]
+    _expect(e, run, mini, me, tid, threads)
+    for i in range(threads):
+        owner = &e.workers[(tid + i) % threads]
+        while True:
+            tile = fmb_take(&owner.next_tile, chunk)
+            if tile >= owner.last_tile:
+                break
+            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile),
+                   <void *> coef64 if e.size == 8 else <void *> coef32)
+
+
+cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
+    """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each
+    tile a few cache lines, since all at once they would be waited for."""
+    cdef Batch *batch = &run.batch
+    cdef int64_t next = mini.begin + run.batch_size, blocks, lines
+    cdef int64_t rows = min(run.batch_size, batch.n - next)
+    me.expected.first = me.expected.last = me.expected.at = 0
+    if mini.step + 1 < run.steps and rows > 0 and batch.X.col_stride > 0:
+        blocks = (rows + mini.block_rows - 1) // mini.block_rows
+        me.expected.first = next + min(rows, tid * blocks // threads * mini.block_rows)
+        me.expected.last = next + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
+        lines = (me.expected.last - me.expected.first) * ((batch.X.columns * batch.X.col_stride + 63) // 64)
+        me.expected_lines = 1 + lines * threads // e.total_tiles
+
+
+cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end,
+                 const void *coef) noexcept nogil:
+    """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
+    cdef int i = 0, j, rows, columns
+    cdef int64_t panel, m, at
+    cdef Stage *s
+    cdef fmb_gemm g
+    while tile >= e.stages[i].first_tile + e.stages[i].tiles:
+        i += 1
+    while tile < end:
+        s = &e.stages[i]
+        g.a_m, g.a_k, g.a_block, g.ahead = e.rb, 1, s.x_block, 0
+        g.b_k, g.b_block = e.rb, e.rb * e.rb
+        g.c_m = s.n_out if s.panels == 1 else e.rb
+        g.blocks = mini.blocks
+        g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
+        while tile < end and tile < s.first_tile + s.tiles:
+            m = tile - s.first_tile
+            if s.n_out * mini.rows * e.size <= ACROSS_BYTES:
+                panel = m % s.panels
+                m = m // s.panels * e.k.mr
+            else:
+                panel = m // s.row_tiles
+                m = m % s.row_tiles * e.k.mr
+            rows = <int> min(<int64_t> e.k.mr, s.rows - m)
+            columns = <int> min(<int64_t> e.rb, s.n_out - panel * e.rb)
+            at = (s.offset + m * s.n_out + panel * e.rb) * e.size
+            if run.far:
+                fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.n_out * e.size)
+                for j in range(3):
+                    if run.state[j] != NULL:
+                        fmb_prefetch_tile(run.state[j] + at, rows, columns * e.size, s.n_out * e.size)
+            if me.expected.first < me.expected.last:
+                fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
+            e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
+                     s.dz + panel * s.panel_stride * e.size, me.tile)
+            if s.panels == 1:   # whole rows of weights, and so of gradients: one span
+                columns *= rows
+                rows = 1
+            e.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
+                       run.state[1] + at if run.state[1] != NULL else NULL,
+                       run.state[2] + at if run.state[2] != NULL else NULL, me.tile, rows, columns, s.n_out,
+                       e.rb)
+            tile += 1
+        i += 1
+
+
+# ---- inference: a thread's work ------------------------------------------------------------------------------------
+
+cdef void _infer_work(Engine *e, Batch *batch, char *result, double *losses, double *weights, int64_t *counter,
+                      int tid, int threads) noexcept nogil:
+    """Blocks of rows forward, taken from `counter`; their losses too where `losses` is not NULL."""
+    cdef uint64_t fp = fmb_fp_enter()
+    cdef Worker *me = &e.workers[tid]
+    cdef Mini mini
+    cdef int64_t first
+    mini.begin = 0
+    mini.rows = batch.n
+    mini.block_rows = _block_rows(e, mini.rows, threads)
+    mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
+    while True:
+        first = fmb_take(counter, e.group)
+        if first >= mini.blocks:
+            break
+        _infer_rows(e, batch, &mini, me, first, min(<int64_t> e.group, mini.blocks - first), result, losses,
+                    weights)
+    fmb_fp_leave(fp)
+
+
+cdef void _infer_rows(Engine *e, Batch *batch, Mini *mini, Worker *me, int64_t first, int64_t blocks, char *result,
+                      double *losses, double *weights) noexcept nogil:
+    cdef int64_t b, row, r, block = (e.widest + 1) * e.rb, n_out = _plan_outputs(e)
+    cdef int i, rows, current = 0
+    cdef Stage *s
+    cdef char *a
+    for i in range(e.n_stages):
+        s = &e.stages[i]
+        for b in range(blocks):
+            a = me.da[current] + b * block * e.size
+            if i == 0:
+                row = (first + b) * mini.block_rows
+                _gather(e, &batch.X, batch, row, <int> min(mini.block_rows, mini.rows - row), batch.scale, a)
+                _apply(e, e.input_ops, e.n_input_ops, a, NULL, 0, s.n_in, 0, 0, 0)
+            for r in range(e.rb):
+                _put(a, s.n_in * e.rb + r, 1.0, e.size)
+        _forward(e, s, mini, first, blocks, me.da[current], block, me.da[1 - current], block, 0, s.n_out)
+        current = 1 - current
+        for b in range(blocks):
+            _apply(e, s.ops, s.n_ops, me.da[current] + b * block * e.size, NULL, 0, s.n_out, 0, 0, 0)
+    for b in range(blocks):
+        a = me.da[current] + b * block * e.size
+        row = (first + b) * mini.block_rows
+        rows = <int> min(mini.block_rows, mini.rows - row)
+        e.k.scatter(a, n_out, rows, result + row * n_out * e.size, n_out)
+        if losses != NULL:
+            _targets(e, batch, me, row, rows)
+            for r in range(e.rb):
+                _put(me.s, r, 1.0, e.size)
+            e.k.loss(&e.loss, rows, a, me.labels, me.target, me.s, NULL, me.loss)
+            for r in range(rows):
+                losses[row + r] = _sample_weight(e, batch, row + r) * _get(me.loss, r, e.size)
+                weights[row + r] = _sample_weight(e, batch, row + r) * _class_weight(e, batch, row + r)

@@ -1,0 +1,311 @@
+"""Callbacks: called when they say, nothing without them, and what the package's own ones do."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import _fitting, callbacks, checkpoint
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((50, 6)).astype(np.float32)
+Y = RNG.integers(0, 3, 50)
+VAL = {"X_val": X[:20], "y_val": Y[:20]}
+
+
+def make(executor: str = "numpy", **options: Any) -> mb.Trainer:
+    net = mb.Sequential(mb.Linear(6, 8), mb.ReLU(), mb.Dropout(0.2), mb.Linear(8, 3), seed=1)
+    return mb.Trainer(net, executor=executor, **{"optimizer": mb.Adam(0.01), "batch_size": 16, "seed": 5} | options)
+
+
+def fit(trainer: mb.Trainer, *called: mb.Callback, **options: Any) -> mb.History:
+    return trainer.fit(X, Y, verbose=0, callbacks=list(called), **{"max_epochs": 3} | options)
+
+
+def everything(trainer: mb.Trainer) -> tuple[Any, ...]:
+    return trainer.net.flat.tobytes(), trainer.state.tobytes(), trainer.t, trainer.epoch, trainer.history["loss"]
+
+
+class Diary(mb.Callback):
+    """Notes what it is called with."""
+
+    def __init__(self) -> None:
+        self.notes: list[Any] = []
+
+    def on_fit_begin(self, trainer, metrics):
+        self.notes.append(("begin", trainer.t, list(metrics)))
+
+    def on_epoch_end(self, trainer, row):
+        assert trainer._current is None
+        self.notes.append(("epoch", trainer.t, row["epoch"], trainer.history["loss"][-1] == row["loss"]))
+
+    def on_fit_end(self, trainer):
+        self.notes.append(("end", trainer.t, trainer.history.stopped))
+
+
+class BatchDiary(Diary):
+    def on_batch_end(self, trainer, loss):
+        self.notes.append(("batch", trainer.t, loss))
+
+
+class Counting:
+    """An executor that counts how often it is entered."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor, self.runs = executor, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.executor, name)
+
+    def run(self, *arguments: Any) -> int:
+        self.runs += 1
+        return self.executor.run(*arguments)
+
+
+class Asking(mb.Callback):
+    def __init__(self, reason: Any, at: int, batch: bool) -> None:
+        self.reason, self.at = reason, at
+        if batch:
+            self.__class__ = AskingBatch
+
+    def on_epoch_end(self, trainer, row):
+        return self.reason if row["epoch"] == self.at else None
+
+
+class AskingBatch(Asking):
+    def on_batch_end(self, trainer, loss):
+        return self.reason if trainer.t == self.at else None
+
+
+# ---- when they are called --------------------------------------------------------------------------------------------
+
+
+def test_they_are_called_where_they_say(executor):
+    diary = Diary()
+    trainer = make(executor)
+    fit(trainer, diary, max_epochs=2)
+    epochs = [("epoch", 4, 1, True), ("epoch", 8, 2, True)]
+    assert diary.notes == [("begin", 0, ["loss"]), *epochs, ("end", 8, "max_epochs")]
+    diary.notes.clear()
+    fit(trainer, diary, max_epochs=1, **VAL)
+    assert diary.notes[0] == ("begin", 8, ["loss", "val_loss", "val_accuracy"])
+
+
+def test_a_mini_batch_is_told_with_its_loss(executor):
+    diary, alone, stepped = BatchDiary(), make(executor), make(executor, shuffle=False)
+    fit(make(executor, shuffle=False), diary, max_epochs=1)
+    losses = [stepped.step(X[rows : rows + 16], Y[rows : rows + 16]) for rows in range(0, 50, 16)]
+    assert [note for note in diary.notes if note[0] == "batch"] == [("batch", t + 1, losses[t]) for t in range(4)]
+    told = make(executor)
+    fit(told, BatchDiary())
+    fit(alone)
+    assert everything(told) == everything(alone)
+
+
+def test_python_is_entered_within_an_epoch_only_for_those_that_ask(executor, monkeypatch):
+    monkeypatch.setattr(_fitting, "TICK", 1e9)
+    runs = []
+    for called in [(), (Diary(), mb.EarlyStopping("loss")), (BatchDiary(),)]:
+        trainer = make(executor)
+        trainer._executor = counting = Counting(trainer._executor)
+        fit(trainer, *called, max_epochs=3)
+        runs.append(counting.runs)
+    assert runs == [3, 3, 12]
+
+
+def test_epochs_that_are_broken_off_do_not_count(executor):
+    diary, trainer = Diary(), make(executor)
+    trainer._executor = counting = Counting(trainer._executor)
+    run = counting.executor.run
+    counting.executor = type("One", (), {"run": staticmethod(lambda *a: run(*a[:3], a[3][:1], *a[4:]))})
+    fit(trainer, diary, max_seconds=0)
+    assert diary.notes == [("begin", 0, ["loss"]), ("end", 1, "max_seconds")]
+
+
+@pytest.mark.parametrize(("at", "batch", "t"), [(2, False, 8), (2, True, 2), (4, True, 4), (5, True, 5)])
+def test_a_string_ends_the_fit_and_it_can_go_on(executor, at, batch, t):
+    trainer, whole = make(executor), make(executor)
+    history = fit(trainer, Diary(), Asking("enough", at, batch))
+    assert history.stopped == "enough"
+    assert trainer.t == t
+    fit(trainer, max_epochs=3 - trainer.epoch)
+    fit(whole)
+    assert everything(trainer) == everything(whole)
+
+
+def test_a_fit_that_raises_has_no_end():
+    diary = Diary()
+    with pytest.raises(FloatingPointError):
+        fit(make(optimizer=mb.SGD(1e38)), diary)
+    assert [note[0] for note in diary.notes] == ["begin"]
+
+
+@pytest.mark.parametrize(
+    ("called", "error", "message"),
+    [
+        ([mb.EarlyStopping], TypeError, r"callbacks must be a list of callbacks such as \[EarlyStopping\(\)\]; got"),
+        (print, TypeError, "callbacks must be a list of callbacks"),
+        ([Asking(True, 1, False)], TypeError, "Asking.on_epoch_end must return None, or a string .*; got True"),
+        (
+            [mb.EarlyStopping()],
+            ValueError,
+            r"monitor must be one of 'loss'; got 'val_loss'.* \(val_ metrics need X_val",
+        ),
+        ([mb.ModelCheckpoint("x", save_best_only=True)], ValueError, "monitor must be one of 'loss'; got 'val_loss'"),
+    ],
+)
+def test_misuse_is_named(called, error, message):
+    with pytest.raises(error, match=message):
+        make().fit(X, Y, max_epochs=1, verbose=0, callbacks=called)
+
+
+def test_an_unknown_metric_is_told_with_those_that_exist_before_anything_is_done():
+    trainer = make()
+    message = r"monitor must be one of 'loss', 'val_loss', 'val_accuracy'; got 'val_acuracy'; did you mean 'val_accurac"
+    with pytest.raises(ValueError, match=message):
+        fit(trainer, mb.EarlyStopping("val_acuracy"), **VAL)
+    assert trainer.t == 0
+    assert trainer.history["epoch"] == []
+
+
+def test_examples_in_the_documentation_run():
+    for module in (callbacks, checkpoint):
+        found = doctest.testmod(module)
+        assert found.attempted
+        assert not found.failed
+
+
+# ---- the package's own -----------------------------------------------------------------------------------------------
+
+
+def stop_after(values: list[float], **options: Any) -> tuple[mb.EarlyStopping, int | None]:
+    """The callback, and the epoch in which it ended a fit with these values."""
+    trainer = make()
+    stopping = mb.EarlyStopping(**options)
+    stopping.on_fit_begin(trainer, ["loss", "val_loss", "val_accuracy"])
+    for epoch, value in enumerate(values, 1):
+        trainer.net.flat.fill(epoch)
+        if stopping.on_epoch_end(trainer, {"epoch": epoch, stopping.monitor: value}):
+            break
+    else:
+        epoch = None
+    stopping.on_fit_end(trainer)
+    assert (trainer.net.flat == (stopping.best_epoch if stopping.restore_best else epoch or len(values))).all()
+    return stopping, epoch
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_early_stopping_waits_for_its_patience_and_restores_the_best(restore):
+    options = {"restore_best": restore}
+    stopping, epoch = stop_after([5, 3, 4, 3, 3, 2], patience=3, **options)
+    assert (stopping.best, stopping.best_epoch, epoch) == (3, 2, 5)
+    stopping, epoch = stop_after([5, 3, 4, 3, 2.9, 4], patience=3, **options)
+    assert (stopping.best, stopping.best_epoch, epoch) == (2.9, 5, None)
+    stopping, epoch = stop_after([5, 3, 4, 3, 2.9, 2.4], patience=3, min_delta=0.5, **options)
+    assert (stopping.best, stopping.best_epoch, epoch) == (3, 2, 5)
+    stopping, epoch = stop_after([0.5, 0.7, 0.6, 0.65], monitor="val_accuracy", patience=2, **options)
+    assert (stopping.best, stopping.best_epoch, epoch) == (0.7, 2, 4)
+
+
+def test_nan_is_no_improvement():
+    stopping, epoch = stop_after([math.nan, math.nan], patience=2)
+    assert (stopping.best, epoch) == (None, 2)
+    stopping, epoch = stop_after([math.nan, 2, math.nan, 1], patience=2)
+    assert (stopping.best, epoch) == (1, None)
+
+
+def test_early_stopping_ends_a_fit_with_the_best_weights(executor):
+    y = RNG.integers(0, 3, 50)  # noise: what is learnt of it is worth nothing
+    trainer, again = make(executor, optimizer=mb.Adam(0.05)), make(executor, optimizer=mb.Adam(0.05))
+    stopping = mb.EarlyStopping(patience=4, restore_best=True)
+    history = trainer.fit(X, Y, X_val=X, y_val=y, max_epochs=200, verbose=0, callbacks=[stopping])
+    assert history.stopped == "early_stopping"
+    assert trainer.epoch == stopping.best_epoch + 4
+    assert stopping.best == min(history["val_loss"]) == history["val_loss"][stopping.best_epoch - 1]
+    assert trainer.evaluate(X, y)["loss"] == stopping.best
+    fit(again, max_epochs=stopping.best_epoch)
+    assert again.net.flat.tobytes() == trainer.net.flat.tobytes()
+
+
+def test_weights_are_not_restored_in_the_middle_of_an_epoch(executor):
+    trainer, whole = make(executor), make(executor)
+    fit(trainer, mb.EarlyStopping("loss", restore_best=True), Asking("pause", 6, True))
+    assert trainer.t == 6
+    fit(trainer, max_epochs=2)
+    fit(whole, max_epochs=3)
+    assert everything(trainer) == everything(whole)
+
+
+@pytest.mark.parametrize("options", [{"patience": 0}, {"min_delta": -1}, {"patience": 1.5}])
+def test_wrong_settings_are_named(options):
+    with pytest.raises((ValueError, TypeError), match=next(iter(options)) + " must be"):
+        mb.EarlyStopping(**options)
+
+
+def test_the_last_epoch_is_saved_and_resumes(executor, tmp_path):
+    trainer, whole = make(executor), make(executor)
+    fit(trainer, mb.ModelCheckpoint(tmp_path / "last"), max_epochs=2)
+    found = mb.load(tmp_path / "last")
+    assert everything(found) == everything(trainer)
+    fit(found, max_epochs=1)
+    fit(whole)
+    assert everything(found) == everything(whole)
+
+
+def test_a_save_in_the_middle_of_an_epoch_resumes(executor, tmp_path):
+    class Saving(mb.Callback):
+        def on_batch_end(self, trainer, loss):
+            if trainer.t == 6:
+                trainer.save(tmp_path / "middle")
+
+    whole = make(executor)
+    fit(whole, Saving())
+    found = mb.load(tmp_path / "middle")
+    assert found.t == 6
+    fit(found, max_epochs=2)
+    assert everything(found) == everything(whole)
+
+
+def test_only_better_epochs_are_saved_if_asked(tmp_path, monkeypatch):
+    trainer, saved = make(), []
+    monkeypatch.setattr(trainer, "save", lambda path: saved.append(path))
+    best = mb.ModelCheckpoint(tmp_path / "best", "val_accuracy", save_best_only=True)
+    for values in ([0.5, math.nan, 0.4, 0.6], [0.55, 0.7]):  # two fits
+        best.on_fit_begin(trainer, ["loss", "val_loss", "val_accuracy"])
+        for value in values:
+            best.on_epoch_end(trainer, {"val_accuracy": value})
+    assert len(saved) == 3
+    assert best.best == 0.7
+
+
+def test_what_cannot_be_saved_is_told_before_the_first_epoch(tmp_path):
+    for trainer, path, error in [
+        (make(optimizer=mb.SGD(lambda t: 0.1)), tmp_path / "x", TypeError),
+        (make(), tmp_path / "nowhere" / "x", FileNotFoundError),
+    ]:
+        with pytest.raises(error):
+            fit(trainer, mb.ModelCheckpoint(path))
+        assert trainer.t == 0
+
+
+def test_the_log_has_the_rows_of_the_history(executor, tmp_path):
+    trainer, log = make(executor), mb.CSVLogger(tmp_path / "log.csv")
+    log.path.write_text("old\n")
+    for epochs in (2, 1):
+        history = fit(trainer, log, max_epochs=epochs, **VAL)
+    with log.path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(history)
+    assert {name: [float(row[name]) for row in rows] for name in history} == dict(history)
+    fit(trainer, mb.CSVLogger(log.path, append=True), **VAL)
+    assert len(log.path.read_text().splitlines()) == 7
+    with pytest.raises(ValueError, match=r"begins with 'epoch,loss,val_loss,.*this fit has the columns 'epoch,loss,lr"):
+        fit(trainer, log)
+    fit(trainer, mb.CSVLogger(log.path))
+    assert log.path.read_text().splitlines()[0] == "epoch,loss,lr,seconds,examples_per_second"

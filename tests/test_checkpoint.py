@@ -1,0 +1,296 @@
+"""Checkpoints: a trainer comes back whole, and no crash leaves half of a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import fastmb as mb
+from fastmb import _files, _fitting, checkpoint, optim
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((100, 6)).astype(np.float32)
+Y = RNG.integers(0, 3, 100)
+SCHEDULE = mb.SequentialLR(
+    [
+        mb.ChainedScheduler([mb.LinearLR(0.01), mb.MultiStepLR(0.01, [3, 9])]),
+        mb.WarmUp(mb.CyclicLR(0.001, 0.01, 3, mode="exp_range", gamma=0.99)),
+    ],
+    [20],
+)
+
+
+def make(executor: str = "numpy", **options: Any) -> mb.Trainer:
+    options = {"optimizer": mb.Adam(lr=0.01), "batch_size": 16, "seed": 5} | options
+    net = mb.Sequential(mb.Linear(6, 8), mb.ReLU(), mb.Dropout(0.2), mb.Linear(8, 3), seed=1)
+    return mb.Trainer(net, executor=executor, **options)
+
+
+def fit(trainer: mb.Trainer, epochs: int, **options: Any) -> mb.History:
+    return trainer.fit(X, Y, max_epochs=epochs, verbose=0, **options)
+
+
+def everything(trainer: mb.Trainer) -> tuple[Any, ...]:
+    place = trainer._current and (trainer._current.rows, trainer._current.done, trainer._current.sums.tobytes())
+    return trainer.net.flat.tobytes(), trainer.state.tobytes(), trainer.t, trainer.epoch, place
+
+
+def again(trainer: mb.Trainer, folder: Any) -> mb.Trainer:
+    trainer.save(folder / "again")
+    return mb.load(folder / "again")
+
+
+# ---- whole -----------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS = [
+    mb.SGD(0.01, momentum=0.9, nesterov=True),
+    mb.SGD(SCHEDULE),
+    mb.Adam(0.01, betas=(0.8, 0.99), amsgrad=True),
+    mb.AdamW(0.01),
+    mb.RMSprop(0.01, momentum=0.5, centered=True),
+    mb.Adagrad(0.01, initial_accumulator_value=0.25),
+]
+
+
+def test_every_optimiser_is_saved_here():
+    assert {type(optimizer) for optimizer in OPTIMIZERS} == set(optim.OPTIMIZERS.values())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.kind)
+def test_a_resumed_fit_has_the_bits_of_one_never_stopped(executor, optimizer, tmp_path):
+    whole, stopped = make(executor, optimizer=optimizer), make(executor, optimizer=optimizer)
+    fit(whole, 5, X_val=X, y_val=Y)
+    fit(stopped, 2, X_val=X, y_val=Y)
+    resumed = again(stopped, tmp_path)
+    assert everything(resumed) == everything(stopped)
+    assert repr(resumed) == repr(stopped)
+    assert resumed.optimizer == optimizer
+    assert resumed.history == stopped.history
+    assert resumed.history.stopped == "max_epochs"
+    fit(resumed, 3, X_val=X, y_val=Y)
+    assert everything(resumed) == everything(whole)
+    for column in ("epoch", "loss", "val_loss", "val_accuracy", "lr"):
+        assert resumed.history[column] == whole.history[column]
+
+
+@pytest.mark.parametrize("slice_", [_fitting.SLICE, 3])
+@pytest.mark.parametrize("batch_size", [7, 16])
+def test_mid_epoch_too(executor, slice_, batch_size, tmp_path, monkeypatch):
+    monkeypatch.setattr(_fitting, "SLICE", slice_)
+    monkeypatch.setattr(checkpoint, "SLICE", slice_)
+    whole, resumed = (make(executor, batch_size=batch_size) for _ in range(2))
+    fit(whole, 2)
+    places = set()
+    while resumed.epoch < 2:
+        run = resumed._executor.run  # one mini-batch at a time
+        resumed._executor = SimpleNamespace(run=lambda *a, run=run: run(*a[:3], a[3][:1], *a[4:]))
+        fit(resumed, 1, max_seconds=0)
+        before = everything(resumed)
+        resumed = again(resumed, tmp_path)
+        assert everything(resumed) == before
+        places.add(resumed._current and resumed._current.done)
+    assert places == {*range(1, -(-100 // batch_size)), None}
+    assert everything(resumed) == everything(whole)
+    assert resumed.history["loss"] == whole.history["loss"]
+
+
+def test_all_settings_come_back(tmp_path):
+    modules = [
+        mb.LeakyReLU(0.3),
+        mb.ELU(0.5),
+        mb.SELU(),
+        mb.GELU(),
+        mb.GELU("tanh"),
+        mb.SiLU(),
+        mb.Mish(),
+        mb.Softplus(),
+    ]
+    modules += [mb.Tanh(), mb.Sigmoid(), mb.Identity(), mb.Dropout(0.3), mb.ReLU()]
+    first = mb.Linear(6, 8, bias=False, init=np.asfortranarray(RNG.standard_normal((6, 8))))
+    last = mb.Linear(8, 3, init="normal", bias_init=[0.1, 0.2, 0.3])
+    net = mb.Sequential(first, *modules, last, mb.Softmax(), seed=2**64 - 1, dtype="float64")
+    loss = mb.CrossEntropy(0.1, class_weight=[1, 2, 0.1])
+    options = {"shuffle": False, "drop_last": True, "seed": 2**64 - 1, "n_threads": 3, "input_scale": 0.1}
+    trainer = mb.Trainer(net, loss, "sgd", batch_size=33, executor="numpy", **options)
+    fit(trainer, 1)
+    found = again(trainer, tmp_path)
+    assert repr(found) == repr(trainer)
+    assert repr(found.net) == repr(net)
+    assert found.net.modules[1:-2] == net.modules[1:-2]
+    assert (found.net.modules[0].init == first.init).all()
+    assert (found.net.modules[-2].bias_init == last.bias_init).all()
+    assert (found.loss.class_weight == loss.class_weight).all()
+    for name in ("batch_size", "n_threads", "executor", *options):
+        assert getattr(found, name) == getattr(trainer, name)
+    for name in ("seed", "dtype", "squeeze", "task", "input_scale"):
+        assert getattr(found.net, name) == getattr(net, name)
+    assert (found.net.predict_proba(X) == net.predict_proba(X)).all()
+
+
+@pytest.mark.parametrize("loss", [mb.MSE(), mb.MAE(), mb.Huber(0.3), mb.BCEWithLogits([2.0])])
+def test_every_loss_comes_back(loss, tmp_path):
+    trainer = mb.Trainer(mb.mlp([6, 1]), loss, executor="numpy")
+    trainer.fit(X, Y > 0, max_epochs=1, verbose=0)
+    found = again(trainer, tmp_path)
+    assert repr(found) == repr(trainer)
+    assert (found.net.predict(X) == trainer.net.predict(X)).all()
+    assert found.net.predict(X).shape == (100,)
+    with pytest.raises(ValueError, match="X has 5 features"):  # the same checks, too
+        found.evaluate(X[:, :5], Y > 0)
+
+
+def test_others_can_read_it(tmp_path):
+    trainer = make()
+    trainer.save(tmp_path / "file")
+    with safe_open(tmp_path / "file", "np") as file:
+        parameters = trainer.net.parameters()
+        assert {*parameters, "state.0.0.weight", "state.1.3.bias"} <= set(file.keys())
+        for name, array in parameters.items():
+            assert (file.get_tensor(name) == array).all()
+        assert json.loads(file.metadata()["fastmb"])["optimizer"]["lr"] == 0.01
+
+
+def test_what_a_file_cannot_hold_is_named(tmp_path):
+    class Own(mb.ReLU):
+        pass
+
+    for trainer, message in [
+        (
+            make(optimizer=mb.SGD(lr=math.sqrt)),
+            "optimizer.lr can't be saved: <built-in function sqrt> is a Python func",
+        ),
+        (mb.Trainer(mb.Sequential(mb.Linear(6, 3), Own())), "net.1 can't be saved: Own is not one of Linear, Dropout"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            trainer.save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_header_that_no_reader_takes_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LONGEST", 1000)
+    with pytest.raises(ValueError, match=r"header of \d+ bytes, 1000 are allowed; history has 0 rows"):
+        make().save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
+    make().save(tmp_path / "file")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"needs the package 'safetensors': pip install 'fastmb\[checkpoint\]'"):
+        mb.load(tmp_path / "file")
+
+
+# ---- crashes ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_disk_has_the_new_file_before_it_takes_the_place_of_the_old(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (calls.append((name, kind(*a))), real(*a))[1])
+
+    def kind(target: Any, *_: Any) -> str:
+        return "folder" if isinstance(target, int) and os.path.isdir(f"/proc/self/fd/{target}") else "file"
+
+    make().save(tmp_path / "file")
+    assert calls == [("fsync", "file"), ("replace", "file"), ("fsync", "folder")]
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, name, error):
+    make(seed=1).save(tmp_path / "file")
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    new = make(seed=2)
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(type(error)):
+        new.save(tmp_path / "file")
+    assert mb.load(tmp_path / "file").seed == 1
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_leftover_is_written_over_and_a_link_is_followed(tmp_path):
+    (tmp_path / ".file.tmp").write_bytes(b"x" * 10**5)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    make().save(tmp_path / "link")
+    assert mb.load(tmp_path / "file").t == 0
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_many_may_save_at_once(tmp_path):
+    data = [bytes([i]) * 100_000 for i in range(4)]
+    errors = []
+
+    def save(i: int) -> None:
+        try:
+            for _ in range(10):
+                _files.replace(tmp_path / "file", [data[i][:50_000], data[i][50_000:]])
+                assert (tmp_path / "file").read_bytes() in data
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_200_kills_leave_the_old_file_or_the_new_one(tmp_path):
+    """A process saves again and again, and is killed somewhere in between; what is there is one of its saves, whole."""
+    program = f"""
+        import os, random, signal, time
+        import fastmb as mb
+        path, left = {str(tmp_path / "file")!r}, 0
+        trainer = mb.Trainer(mb.mlp([200, 200, 10]), executor="numpy")
+
+        def save(t):
+            trainer.t = t
+            trainer.net.flat.fill(t)
+            trainer.save(path)
+
+        save(0)
+        last = 0
+        for kill in range(200):
+            child = os.fork()
+            if not child:
+                t = last
+                while True:
+                    t += 1
+                    save(t)
+            time.sleep(random.Random(kill).uniform(0, 0.01))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            left += os.path.exists(os.path.join(os.path.dirname(path), ".file.tmp"))
+            found = mb.load(path)
+            assert found.t >= last, (found.t, last)
+            for array in found.net.parameters().values():
+                assert (array == found.t).all(), kill
+            last = found.t
+        print(last, left)
+    """
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0, run.stderr
+    saved, left = map(int, run.stdout.split())
+    assert saved > 0
+    assert left > 0  # kills did hit a save
