@@ -297,7 +297,10 @@ cdef class NativeExecutor:
             self._start(run, threads if team else 1)
             now = fmb_now()
             if run.done > done:
-                self.cost[team] = (now - start) / (run.done - done)
+                start = (now - start) / (run.done - done)
+                if self.cost[team] > 0:  # one disturbed reading must not decide
+                    start = 0.75 * self.cost[team] + 0.25 * start
+                self.cost[team] = start
         return 0
 
     cdef int _start(self, Run *run, int threads) except -1:

@@ -24,7 +24,8 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
         if tid == 0:
             _sum(e, run, &mini)
             run.done = mini.step + 1
-            if run.done == run.steps or (run.done % run.check == 0 and fmb_now() > run.deadline):
+            if run.done == run.steps or ((run.done % run.check == 0 or run.done == run.start + 1)
+                                         and fmb_now() > run.deadline):
                 run.stop = 1
         if mini.step + 1 < run.steps:
             _mini_batch(e, run, mini.step + 1, threads, &mini)
