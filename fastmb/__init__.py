@@ -11,11 +11,12 @@ The public names, and nothing else. `docs/architecture.md` tells how the package
 True
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import datasets
 from ._config import show_config
 from ._version import __version__
-from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
-from .checkpoint import load
 from .history import History
 from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
 from .modules import (
@@ -36,22 +37,26 @@ from .modules import (
 )
 from .nn import Sequential, mlp
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
-from .schedules import (
-    ChainedScheduler,
-    ConstantLR,
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    CyclicLR,
-    ExponentialLR,
-    LinearLR,
-    MultiStepLR,
-    OneCycleLR,
-    PolynomialLR,
-    SequentialLR,
-    StepLR,
-    WarmUp,
-)
 from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
+    from .checkpoint import load
+    from .schedules import (
+        ChainedScheduler,
+        ConstantLR,
+        CosineAnnealingLR,
+        CosineAnnealingWarmRestarts,
+        CyclicLR,
+        ExponentialLR,
+        LinearLR,
+        MultiStepLR,
+        OneCycleLR,
+        PolynomialLR,
+        SequentialLR,
+        StepLR,
+        WarmUp,
+    )
 
 __all__ = [
     "ELU",
@@ -104,3 +109,21 @@ __all__ = [
     "mlp",
     "show_config",
 ]
+
+# Imported when first used: not every training needs them, and `import fastmb` is to be quick.
+_LAZY = {
+    "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
+    "checkpoint": ("load",),
+    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

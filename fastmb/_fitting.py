@@ -16,11 +16,11 @@ import numpy as np
 
 from ._progress import Interrupt, Progress
 from ._snapshot import Snapshot
-from .callbacks import Callback
 from .data import Batches, all_finite
 from .rng import permutation
 
 if TYPE_CHECKING:
+    from .callbacks import Callback
     from .trainer import Trainer
 
 TICK = 0.05  # seconds between looks at Ctrl-C, the clock and the progress bar
@@ -65,7 +65,7 @@ class Fitting:
     ) -> None:
         self.trainer, self.batches, self.steps, self.deadline = trainer, batches, steps, deadline
         self.callbacks = callbacks
-        self.each_batch = [each for each in callbacks if type(each).on_batch_end is not Callback.on_batch_end]
+        self.each_batch = [each for each in callbacks if each.wants_batches]
         self.asked: str | None = None  # the reason for which a callback wants the fit to end
         self.interrupt = Interrupt()
         self.snapshot = Snapshot()  # of the weights and the optimiser's state when the epoch began

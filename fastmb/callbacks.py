@@ -37,6 +37,11 @@ class Callback:
     'good enough'
     """
 
+    @property
+    def wants_batches(self) -> bool:
+        """Whether the class overrides `on_batch_end`."""
+        return type(self).on_batch_end is not Callback.on_batch_end
+
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:
         """Before the first epoch; `metrics` are the names of the losses and metrics that rows are to have."""
 

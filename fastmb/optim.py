@@ -28,7 +28,6 @@ import numpy as np
 from ._arithmetic import power as _power
 from ._checks import number
 from ._errors import unknown_name
-from .schedules import Schedule
 
 KINDS = {  # kind -> arrays of state, each as large as the parameters, in the order of the executors
     "sgd": 0,
@@ -84,8 +83,8 @@ class Optimizer:
         """The learning rates of the `n` steps after `t0`, float64 ``(n,)``: lr, or lr(t0), lr(t0 + 1), ..."""
         if not callable(self.lr):
             return np.array([self.lr] * n)
-        if n > 1 and isinstance(self.lr, Schedule):
-            rates = self.lr.rates(t0, n)
+        if n > 1 and (many := getattr(self.lr, "rates", None)):  # a schedule: all steps at once
+            rates = many(t0, n)
         else:
             rates = np.array([float(self.lr(t)) for t in range(t0, t0 + n)], dtype=np.float64)
         right = np.isfinite(rates) & (rates >= 0)
@@ -96,7 +95,7 @@ class Optimizer:
 
     def check_length(self, steps: int) -> None:
         """Raise a `ValueError` if the learning rate's schedule ends before `steps` updates are made."""
-        end = self.lr.end if isinstance(self.lr, Schedule) else None
+        end = getattr(self.lr, "end", None)
         if end is not None and end < steps:
             name = type(self.lr).__name__
             raise ValueError(f"lr: {name} ends after {end} steps; this fit is to go on until update {steps}")

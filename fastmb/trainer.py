@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from ._checks import seed as check_seed
 from ._errors import unknown_metric
 from ._fitting import Epoch, Fitting
 from ._metrics import BY_TASK
-from .callbacks import Callback, check_callbacks
 from .data import Batches, check_weights, check_X, check_y
 from .executors import Training, load
 from .history import History
@@ -32,6 +31,9 @@ from .optim import Adam, Optimizer
 from .plan import views
 
 _CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
+if TYPE_CHECKING:
+    from .callbacks import Callback
+
 _FOREVER = 1e9  # seconds
 
 
@@ -317,7 +319,10 @@ class Trainer:
         limit = _FOREVER if max_seconds is None else number("max_seconds", max_seconds, "[0, inf)")
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together")
-        callbacks = check_callbacks(callbacks)
+        if callbacks != ():
+            from .callbacks import check_callbacks
+
+            callbacks = check_callbacks(callbacks)
         with self._lock:
             val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "_val")
             metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
