@@ -182,11 +182,13 @@ class PyTorch(Peer):
         return [{"threads": n, "fused": fused} for n in thread_counts(self.threads) for fused in (True, False)]
 
     def train(self, epochs: int) -> None:
+        before = self.torch.get_num_threads()
         self.torch.set_num_threads(self.variant["threads"])
         for _ in range(epochs):
             order = self.torch.randperm(self.work.rows, generator=self.generator)
             for rows in order.split(self.work.batch):
                 self.step(rows)
+        self.torch.set_num_threads(before)  # it sets OpenMP's count, which fastmb respects
 
     def replay(self, order: np.ndarray) -> np.ndarray:
         return np.array([self.step(rows).item() for rows in self.torch.from_numpy(order).split(self.work.batch)])

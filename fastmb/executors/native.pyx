@@ -298,9 +298,8 @@ cdef class NativeExecutor:
             now = fmb_now()
             if run.done > done:
                 start = (now - start) / (run.done - done)
-                if self.cost[team] > 0:  # one disturbed reading must not decide
-                    start = 0.75 * self.cost[team] + 0.25 * start
-                self.cost[team] = start
+                # One disturbed reading must not decide: it counts for little more than the one before.
+                self.cost[team] = min(start, 1.1 * self.cost[team]) if self.cost[team] > 0 else start
         return 0
 
     cdef int _start(self, Run *run, int threads) except -1:
