@@ -293,6 +293,11 @@ cdef class NativeExecutor:
                 run.deadline = min(deadline, now + TRIAL)
                 if self.cost[1] > 0:
                     self.try_at = now + PROVEN
+                if team:    # threads that sleep are woken first
+                    self._start(run, threads)
+                    run.deadline = min(deadline, fmb_now() + TRIAL)
+                    if run.stop and (run.done == run.steps or fmb_now() >= deadline) or run.bad:
+                        break
             done, start = run.done, fmb_now()
             self._start(run, threads if team else 1)
             now = fmb_now()
