@@ -98,7 +98,9 @@ def _positive(text: str) -> int:
 
 def _digits() -> Task:
     X, y = load_digits()
-    test = np.arange(len(X)) % 5 == 4  # every fifth image; the settings were chosen on other splits
+    # Every fifth image tests. The settings were chosen on random splits of the same images, and this split after a
+    # random one had given 0.969 to 0.978 where it gives 0.986 to 0.989: it shows that training works, no more.
+    test = np.arange(len(X)) % 5 == 4
     return Task("UCI digits", X[~test], y[~test], X[test], y[test], 1 / 16, [256, 256], 0.1, 0.3, 60, 32, 0.002)
 
 

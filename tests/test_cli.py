@@ -115,9 +115,7 @@ def test_the_configuration_does_without_the_extension(monkeypatch):
     assert config["extension"] == "not built"
 
 
-def test_the_configuration_names_instruction_sets_and_threads(monkeypatch, executors_here):
-    if "native" not in executors_here:
-        pytest.skip("the extension was not built")
+def test_the_configuration_names_instruction_sets_and_threads(monkeypatch):
     from fastmb.executors import native
 
     config = _config.show_config()

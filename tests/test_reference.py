@@ -36,13 +36,6 @@ LOSSES = {
 BUILT = pytest.mark.parametrize("executor", executors.NAMES)
 
 
-def load(name):
-    try:
-        return executors.load(name)
-    except ModuleNotFoundError:
-        pytest.skip("the native extension was not built")
-
-
 def build(net, loss, optimizer="sgd", batch_size=N, seed=3, executor=NumpyExecutor):
     """An executor of `net`, and its optimiser state."""
     optimizer, loss = optim.get(optimizer), losses.get(loss)
@@ -136,7 +129,7 @@ def test_a_step_worked_by_hand(executor, dtype):
         dtype=dtype,
     )
     optimizer = mb.SGD(lr=0.5)
-    one, _ = build(net, "mse", optimizer, batch_size=2, executor=load(executor))
+    one, _ = build(net, "mse", optimizer, batch_size=2, executor=executors.load(executor))
     batches = Batches(np.array([[1.0, 2], [3, -1]]), np.array([[1.0], [5]]), None, None, 2)
     flat, _ = gradient(one, net, batches)
     grads = mb.plan.views(flat, net.plan)
@@ -220,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(executor):
     data[4] = np.inf
     net = mb.mlp([5, 3], dtype="float64", seed=2)
     optimizer = mb.Adam()
-    one, state = build(net, "mse", optimizer, batch_size=1, executor=load(executor))
+    one, state = build(net, "mse", optimizer, batch_size=1, executor=executors.load(executor))
     done, sums = run(one, Batches(data, TARGETS, None, None, 1), optimizer, 4)
     assert done == 4
     params, states = net.flat.copy(), state.copy()
@@ -234,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(executor):
 @BUILT
 def test_a_run_stops_after_an_update_when_its_seconds_are_over(executor):
     net = mb.mlp([5, 3], dtype="float64")
-    one, _ = build(net, "mse", batch_size=1, executor=load(executor))
+    one, _ = build(net, "mse", batch_size=1, executor=executors.load(executor))
     before = net.flat.copy()
     start = time.perf_counter()
     done, sums = run(one, Batches(X, TARGETS, None, None, 1), "sgd", N, seconds=0.0)
@@ -247,7 +240,7 @@ def test_a_run_stops_after_an_update_when_its_seconds_are_over(executor):
 @BUILT
 def test_a_mini_batch_without_weight_has_gradient_0(executor):
     net = mb.mlp([5, 4, 3], dtype="float64")
-    one, _ = build(net, "cross_entropy", executor=load(executor))
+    one, _ = build(net, "cross_entropy", executor=executors.load(executor))
     out, sums = np.full(net.plan.size, np.nan), np.full(2, np.nan)
     one.gradients(Batches(X, LABELS, np.zeros(N), None, N), 0, out, sums)
     assert not out.any()
