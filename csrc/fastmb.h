@@ -151,8 +151,9 @@ typedef struct {
 
     /* Of rows' own gradients: out T[rb], the sums of squares of a block [n][rb] over its features; */
     void (*row_squares)(const void *block, int64_t n, void *out);
-    /* the sum of squares of rows x n numbers, a row every `stride`; */
-    double (*squares)(const void *g, int64_t rows, int64_t n, int64_t stride);
+    /* the sum of squares of n numbers, and, less exactly, of a tile of rows x n, a row every `stride`; */
+    double (*squares)(const void *g, int64_t n);
+    double (*tile_squares)(const void *g, int64_t rows, int64_t n, int64_t stride);
     /* row r < rows of every panel (as `backward` lays them out) times f[r]; */
     void (*scale_rows)(void *panels, int64_t n_panels, int64_t panel_stride, int rows, const void *f);
     /* the gradient of a matrix by one row: out[i * n_out + o] = x[i * rb] * dz_o, o in panels. */

@@ -77,7 +77,7 @@ def dropout_mask(seed: int, t: int, index: int, rows: int, units: int, p: float,
     quads = np.arange(-(-units // 4))[None, :]
     purpose = ((t >> 32) ^ (index << 24)) & _32
     words = philox4x32((quads, np.arange(rows)[:, None], t & _32, purpose), (seed & _32, seed >> 32))
-    word = np.stack(words, axis=-1).reshape(rows, -1)[:, :units]
+    word = np.stack(words, axis=-1).reshape(rows, 4 * quads.size)[:, :units]
     return np.where(word >= int(p * 2**32), float(dtype.type(1 / (1 - p))), 0.0)
 
 

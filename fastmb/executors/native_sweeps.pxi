@@ -489,7 +489,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 columns *= rows
                 rows = 1
             if run.stats != NULL and not run.stored:
-                e.tile_squares[tile] = e.k.squares(me.tile, rows, columns, e.rb)
+                e.tile_squares[tile] = e.k.tile_squares(me.tile, rows, columns, e.rb)
             e.k.update(update, coef, run.params + at, state[0] + at if state[0] != NULL else NULL,
                        state[1] + at if state[1] != NULL else NULL, state[2] + at if state[2] != NULL else NULL,
                        me.tile, rows, columns, s.n_out, e.rb)
@@ -600,7 +600,7 @@ cdef void _apply_gradient(Engine *e, Run *run, int64_t step, double weight, int 
             s = _chunk(e, c, &at, &n)
             g = run.gradient + (s.offset + at) * e.size
             _mean(e, run, &e.workers[tid], step, divide, s, at, n)
-            e.chunk_squares[c] = e.k.squares(g, 1, n, n)
+            e.chunk_squares[c] = e.k.squares(g, n)
         fmb_barrier_wait(&e.barrier, tid, threads)
         memset(lanes, 0, sizeof(lanes))
         for c in range(e.total_chunks):
