@@ -15,8 +15,8 @@ import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# The kernels of each processor, and the flags of its base.
-X86, ARM = ("csrc/isa_v*.c", ["-march=x86-64-v2"]), ("csrc/isa_neon.c", [])
+# The instruction sets of each processor, as the files of csrc/ name them, and the flags of its base.
+X86, ARM = ("v*", ["-march=x86-64-v2"]), ("neon", [])
 PROCESSORS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 processor = sysconfig.get_platform().split("-")[-1].lower()
 if processor not in PROCESSORS:
@@ -63,7 +63,7 @@ class BuildExt(build_ext):
 
 native = Extension(
     "fastmb.executors.native",
-    sources=["fastmb/executors/native.pyx", "csrc/dispatch.c", *sorted(glob(ISAS))],
+    sources=["fastmb/executors/native.pyx", "csrc/dispatch.c", *sorted(glob(f"csrc/isa_{ISAS}.c"))],
     depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("fastmb/executors/*.px[di]")),
     include_dirs=["csrc", np.get_include()],
     define_macros=[("_GNU_SOURCE", None), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
