@@ -1,6 +1,7 @@
-"""What it costs to look at a mini-batch's gradients: each thing beside the plain step, in turn, on the same machine.
+"""What it costs to look at a mini-batch's gradients: each thing beside the plain step, in turn.
 
-A pytest-benchmark suite, whose ``extra_info`` has the ratio; ``python -m bench.bench_gradients`` prints all as a table. The median of the rounds' ratios counts.
+A pytest-benchmark suite, whose ``extra_info`` has the ratio; ``python -m bench.bench_gradients`` prints a table of all.
+The median of the rounds' ratios counts.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def ratios(
     """Times of both, in turn, each repeated to fill `seconds`."""
     found = []
     begin = time.perf_counter()
-    plain(), thing()
+    plain()
+    thing()
     repeats = max(1, int(2 * seconds / (time.perf_counter() - begin)))
     for turn in range(rounds):
         times = [0.0, 0.0]
