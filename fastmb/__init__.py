@@ -36,12 +36,13 @@ from .modules import (
     Tanh,
 )
 from .nn import Sequential, mlp
-from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -65,9 +66,11 @@ __all__ = [
     "MSE",
     "SELU",
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "BCEWithLogits",
     "CSVLogger",
     "Callback",
@@ -86,11 +89,14 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "Lion",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "NAdam",
     "OneCycleLR",
     "PolynomialLR",
+    "RAdam",
     "RMSprop",
     "ReLU",
     "Sequential",
@@ -114,6 +120,7 @@ __all__ = [
 _LAZY = {
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
+    "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
 }
 

@@ -47,6 +47,22 @@ OPTIMIZERS = {
     "rmsprop, centered": mb.RMSprop(centered=True),
     "rmsprop, centered, momentum": mb.RMSprop(centered=True, momentum=0.9),
     "adagrad": mb.Adagrad(lr_decay=0.1),
+    "nadam": mb.NAdam(weight_decay=0.1),
+    "nadam, decoupled": mb.NAdam(weight_decay=0.1, decoupled_weight_decay=True),
+    "radam": mb.RAdam(betas=(0.9, 0.6), weight_decay=0.1),
+    "radam, rectified": mb.RAdam(betas=(0.9, 0.9), decoupled_weight_decay=True),
+    "adamax": mb.Adamax(weight_decay=0.1),
+    "adadelta": mb.Adadelta(weight_decay=0.1),
+    "lion": mb.Lion(weight_decay=0.1),
+    "groups": mb.AdamW(lr=0.01, groups={"*.bias": {"weight_decay": 0}, "[01].*": {"lr": 0.5}}),
+    "groups, a bias apart": mb.SGD(
+        lr=0.1, momentum=0.9, groups={"[34].bias": {"lr": 0, "momentum": 0.5}, "[01].bias": {"lr": 3}, "*": {"lr": 2}}
+    ),
+    "schedules": mb.AdamW(
+        lr=mb.OneCycleLR(0.01, 100),
+        betas=(mb.OneCycleLR(0.85, 100, div_factor=0.9, final_div_factor=1), 0.99),
+        weight_decay=mb.LinearLR(0.1, total_iters=50),
+    ),
 }
 ODD = [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97]
 SLACK = 8

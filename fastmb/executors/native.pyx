@@ -41,7 +41,7 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_ta
                "sigmoid")
 LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber")
 UPDATES = ("gradient", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
-           "rmsprop_centered", "rmsprop_centered_momentum", "adagrad")
+           "rmsprop_centered", "rmsprop_centered_momentum", "adagrad", "nadam", "radam", "adamax", "adadelta", "lion")
 cdef dict TYPES = {"b1": 4, "i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "u2": 5, "u4": 6, "u8": 7, "f2": 8, "f4": 9,
                    "f8": 10}
 
@@ -93,6 +93,8 @@ cdef class NativeExecutor:
 
     cdef readonly object plan, training, isa, n_threads_asked
     cdef object params, weight, lock
+    cdef list varying           # (place in `ops`, the plan's operation) of dropouts whose p is a schedule
+    cdef list rates
     cdef Engine e
     cdef Op *ops
     cdef char *arena            # all buffers
@@ -119,7 +121,9 @@ cdef class NativeExecutor:
         self.e.k = _kernels(plan.dtype, self.isa)
         self.e.size = plan.dtype.itemsize
         self.e.rb = self.e.k.rb
+        self.varying = []
         self._read_plan(plan)
+        self._read_groups(plan, training)
         weights = plan.size * self.e.size
         self.e.group = GROUP if weights > GROUP_BYTES else 1
         self.update = FMB_GRADIENT
@@ -179,6 +183,20 @@ cdef class NativeExecutor:
             self.e.total_tiles += s.tiles
             self.e.widest = max(self.e.widest, s.n_out)
 
+    def _read_groups(self, plan, training):
+        """Which row of coefficients the weight and the bias of each stage take."""
+        cdef Stage *s
+        names = [stage.name + what for stage in plan.stages for what in (".weight", ".bias")[:1 + stage.bias]]
+        group = training.optimizer.parameter_groups(names) if training is not None else {}
+        self.e.groups = 1 if training is None else training.optimizer.n_groups
+        for i, stage in enumerate(plan.stages):
+            s = &self.e.stages[i]
+            s.group = s.last_group = group.get(stage.name + ".weight", 0)
+            s.cut = s.rows
+            if stage.bias and group.get(stage.name + ".bias", 0) != s.group:
+                s.last_group = group.get(stage.name + ".bias", 0)
+                s.cut = s.n_in
+
     cdef int _read_op(self, int j, object op) except -1:
         self.ops[j].value = op.value
         if op.kind == "dropout":
@@ -186,6 +204,8 @@ cdef class NativeExecutor:
             self.ops[j].index = op.index
             self.ops[j].threshold = <uint32_t> int(op.value * 4294967296.0)
             self.ops[j].scale = 1.0 / (1.0 - op.value)
+            if op.schedule is not None:
+                self.varying.append((j, op))
         else:
             self.ops[j].kind = ACTIVATIONS.index(op.kind)
         return j + 1
@@ -237,11 +257,23 @@ cdef class NativeExecutor:
             b.n = order.shape[0]
         return 0
 
-    cdef int64_t _train(self, object batches, int64_t first, int64_t steps, uint64_t t, const double *coefficients,
-                        double *sums, double seconds, int update, object state) except -1:
+    cdef int _vary(self, uint64_t t, int64_t steps) except -1:
+        """The dropouts' p at the steps to come, where it isn't always the same."""
+        cdef int j
+        cdef cnp.ndarray rates
+        self.rates = []     # owns the arrays
+        for j, op in self.varying:
+            rates = op.values(t, steps)
+            self.rates.append(rates)
+            self.ops[j].rates = <const double *> cnp.PyArray_DATA(rates)
+            self.ops[j].since = t
+        return 0
+
+    cdef int64_t _train(self, object batches, int64_t first, uint64_t t, const double[:, ::1] coefficients,
+                        double *sums, double seconds, int update, object state, object average) except -1:
         cdef Run run
         cdef int i, threads
-        cdef int64_t n_states
+        cdef int64_t n_states, steps = coefficients.shape[0]
         cdef double flops
         memset(&run, 0, sizeof(Run))
         self._batch(&run.batch, batches)
@@ -249,17 +281,22 @@ cdef class NativeExecutor:
         run.steps = steps
         run.batch_size = min(<int64_t> batches.batch_size, run.batch.n)
         run.t = t
-        run.coefficients = coefficients
+        run.coefficients = &coefficients[0, 0]
+        run.columns = coefficients.shape[1]
         run.sums = sums
         run.update = update
         run.params = <char *> cnp.PyArray_DATA(self.params)
         n_states = state.shape[0]
         for i in range(min(n_states, 3)):
             run.state[i] = <char *> cnp.PyArray_DATA(state) + i * self.plan_size() * self.e.size
+        if average is not None:
+            run.average = <char *> cnp.PyArray_DATA(average)
         flops = self._flops() * run.batch_size
-        run.far = run.batch_size >= self.e.k.lanes and (1 + n_states) * self.plan_size() * self.e.size > GROUP_BYTES
+        run.far = run.batch_size >= self.e.k.lanes and (1 + n_states + (average is not None)) * self.plan_size() * self.e.size > GROUP_BYTES
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
         with self.lock:
+            if self.varying:
+                self._vary(t, steps)
             threads = self._threads_for(flops, steps)
             self._reserve(run.batch_size, threads)
             if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
@@ -334,14 +371,13 @@ cdef class NativeExecutor:
 
     def run(self, batches, int64_t first, uint64_t t, const double[:, ::1] coefficients, double[:, ::1] sums,
             double seconds):
-        return self._train(batches, first, coefficients.shape[0], t, &coefficients[0, 0], &sums[0, 0], seconds,
-                           self.update, self.training.state)
+        return self._train(batches, first, t, coefficients, &sums[0, 0], seconds, self.update, self.training.state,
+                           self.training.average)
 
     def gradients(self, batches, uint64_t t, out, double[::1] sums):
-        cdef double coefficients[8]
-        memset(coefficients, 0, sizeof(coefficients))
         out[:] = 0
-        self._train(batches, 0, 1, t, coefficients, &sums[0], 1e9, FMB_GRADIENT, out.reshape(1, -1))
+        self._train(batches, 0, t, np.zeros((1, 8 * self.e.groups)), &sums[0], 1e9, FMB_GRADIENT, out.reshape(1, -1),
+                    None)
 
     def forward(self, X, double scale, out):
         cdef Batch batch

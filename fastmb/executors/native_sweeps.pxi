@@ -195,11 +195,17 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
     """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
     derivatives."""
     cdef int i, first = 1
+    cdef uint32_t threshold
+    cdef double scale
     for i in range(n_ops):
         if ops[i].kind != DROPOUT:
             e.k.activation(ops[i].kind, ops[i].value, a, d, n * e.rb, first)
         elif training:
-            e.k.dropout(e.seed, t, ops[i].index, row, unit, ops[i].threshold, ops[i].scale, a, d, n, first)
+            threshold, scale = ops[i].threshold, ops[i].scale
+            if ops[i].rates != NULL:
+                scale = ops[i].rates[t - ops[i].since]
+                threshold, scale = <uint32_t> (scale * 4294967296.0), 1.0 / (1.0 - scale)
+            e.k.dropout(e.seed, t, ops[i].index, row, unit, threshold, scale, a, d, n, first)
         else:
             continue
         first = 0
@@ -319,11 +325,8 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
     cdef int64_t tile, chunk = 1 + 64 // mini.rows
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
-    cdef double coef64[8]
-    cdef float coef32[8]
-    for i in range(8):
-        coef64[i] = run.coefficients[8 * mini.step + i]
-        coef32[i] = <float> coef64[i]
+    for i in range(8 * e.groups):
+        _put(me.coef, i, run.coefficients[run.columns * mini.step + i], e.size)
     _expect(e, run, mini, me, tid, threads)
     for i in range(threads):
         owner = &e.workers[(tid + i) % threads]
@@ -331,8 +334,7 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
             tile = fmb_take(&owner.next_tile, chunk)
             if tile >= owner.last_tile:
                 break
-            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile),
-                   <void *> coef64 if e.size == 8 else <void *> coef32)
+            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile))
 
 
 cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
@@ -350,10 +352,9 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
         me.expected_lines = 1 + lines * threads // e.total_tiles
 
 
-cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end,
-                 const void *coef) noexcept nogil:
+cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end) noexcept nogil:
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
-    cdef int i = 0, j, rows, columns
+    cdef int i = 0, j, rows, columns, head
     cdef int64_t panel, m, at
     cdef Stage *s
     cdef fmb_gemm g
@@ -382,19 +383,34 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 for j in range(3):
                     if run.state[j] != NULL:
                         fmb_prefetch_tile(run.state[j] + at, rows, columns * e.size, s.n_out * e.size)
+                if run.average != NULL:
+                    fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.n_out * e.size)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
             e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
                      s.dz + panel * s.panel_stride * e.size, me.tile)
-            if s.panels == 1:   # whole rows of weights, and so of gradients: one span
-                columns *= rows
-                rows = 1
-            e.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
-                       run.state[1] + at if run.state[1] != NULL else NULL,
-                       run.state[2] + at if run.state[2] != NULL else NULL, me.tile, rows, columns, s.n_out,
-                       e.rb)
+            head = <int> max(<int64_t> 0, min(<int64_t> rows, s.cut - m))
+            if head > 0:
+                _update(e, run, mini, s, me.coef + 8 * s.group * e.size, at, head, columns, me.tile)
+            if head < rows:
+                _update(e, run, mini, s, me.coef + 8 * s.last_group * e.size, at + head * s.n_out * e.size,
+                        rows - head, columns, me.tile + head * g.c_m * e.size)
             tile += 1
         i += 1
+
+
+cdef void _update(Engine *e, Run *run, Mini *mini, Stage *s, const char *coef, int64_t at, int64_t rows,
+                  int64_t columns, const char *gradient) noexcept nogil:
+    """The optimiser's update of rows x columns weights of one group, `at` bytes into the flat vector; their average."""
+    if s.panels == 1:   # whole rows of weights, and so of gradients: one span
+        columns *= rows
+        rows = 1
+    e.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
+               run.state[1] + at if run.state[1] != NULL else NULL,
+               run.state[2] + at if run.state[2] != NULL else NULL, gradient, rows, columns, s.n_out, e.rb)
+    if run.average != NULL:
+        e.k.average(run.coefficients[run.columns * (mini.step + 1) - 1], run.params + at, run.average + at, rows,
+                    columns, s.n_out)
 
 
 # ---- inference: a thread's work ------------------------------------------------------------------------------------
