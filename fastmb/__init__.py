@@ -40,6 +40,7 @@ from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from .averaging import EMA, SWA
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
     from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         MultiStepLR,
         OneCycleLR,
         PolynomialLR,
+        ReduceLROnPlateau,
         SequentialLR,
         StepLR,
         WarmUp,
@@ -61,11 +63,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ELU",
+    "EMA",
     "GELU",
     "MAE",
     "MSE",
     "SELU",
     "SGD",
+    "SWA",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -99,6 +103,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "ReLU",
+    "ReduceLROnPlateau",
     "Sequential",
     "SequentialLR",
     "SiLU",
@@ -118,10 +123,11 @@ __all__ = [
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
+    "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
     "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
-    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
+    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
 
 

@@ -44,9 +44,7 @@ def number_or_schedule(argument: str, value: object, interval: str) -> float | C
     return value if callable(value) else number(argument, value, interval)
 
 
-def per_step(
-    argument: str, value: float | Callable[[int], float], interval: str, start: int, n: int
-) -> np.ndarray:
+def per_step(argument: str, value: float | Callable[[int], float], interval: str, start: int, n: int) -> np.ndarray:
     """The values of a number, a schedule or a function of the step at steps `start`, ..., float64 ``(n,)``, checked."""
     if not callable(value):
         return np.array([value] * n, dtype=np.float64)

@@ -1,6 +1,7 @@
 """Checkpoints: a trainer, whole, in a safetensors file; `Trainer.save` writes it, `load` reads it.
 
-The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the sums of an epoch
+The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the average of the
+parameters that a trainer may keep ("average.0.weight"), the sums of an epoch
 that is under way ("epoch.sums"), and the arrays that modules and losses were given ("net.0.init", "loss.pos_weight").
 The metadata has the entry "fastmb", JSON that describes the rest, and "sha256", of that text and all tensors: it finds
 damage, not forgery. Nothing in the file is run: a class is named, looked up in a table, and called with its parameters,
@@ -23,12 +24,13 @@ from ._errors import missing_extra, unknown_name
 from ._files import replace
 from ._fitting import SLICE, Epoch
 from ._version import __version__
+from .averaging import AVERAGES
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
 from .nn import Sequential, _check_dtype, _check_modules
 from .optim import OPTIMIZERS
 from .plan import views
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -88,6 +90,7 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
         },
         "loss": _spec(trainer.loss, _LOSSES, "loss", tensors),
         "optimizer": _spec(trainer.optimizer, _OPTIMIZERS, "optimizer", tensors),
+        "average": None if trainer.average is None else _spec(trainer.average, AVERAGES, "average", tensors),
         "trainer": {name: getattr(trainer, name) for name in _SETTINGS},
         "position": {"t": trainer.t, "epoch": trainer.epoch, "current": None},
         "history": {"stopped": trainer.history.stopped, "rows": trainer.history._rows},
@@ -101,7 +104,13 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
 
 
 def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
-    return [("", trainer.net.flat), *((f"state.{k}.", state) for k, state in enumerate(trainer.state))]
+    prefixes = _prefixes(trainer.optimizer.n_states, trainer.average is not None)
+    return list(zip(prefixes, [trainer.net.flat, *trainer.state], strict=True))
+
+
+def _prefixes(n_states: int, average: bool) -> list[str]:
+    """What the names of a network's parameters, of the optimiser's state and of their average begin with."""
+    return ["", *(f"state.{k}." for k in range(n_states)), *["average."] * average]
 
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def _value(value: Any, where: str, tensors: Tensors) -> Any:
     if isinstance(value, np.ndarray):
         tensors[where] = np.ascontiguousarray(value)
         return {"tensor": where}
-    if isinstance(value, Schedule):
+    if type(value) in SCHEDULES.values():
         return _spec(value, SCHEDULES, where, tensors)
     if isinstance(value, tuple):
         return [_value(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
@@ -217,13 +226,14 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
 
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"written in another format than {FORMAT}, which this version of fastmb ({__version__}) reads")
-    names = ("format", "version", "net", "loss", "optimizer", "trainer", "position", "history")
-    _, _, about, loss, optimizer, settings, position, history = _entries(description, names, "fastmb")
+    names = ("format", "version", "net", "loss", "optimizer", "average", "trainer", "position", "history")
+    _, _, about, loss, optimizer, average, settings, position, history = _entries(description, names, "fastmb")
     modules, seed, dtype, squeeze = _entries(about, ("modules", "seed", "dtype", "squeeze"), "net")
     parts = modules if isinstance(modules, list) else []
     modules = tuple(_built(spec, _MODULES, f"net.{i}", tensors) for i, spec in enumerate(parts))
     loss = _built(loss, _LOSSES, "loss", tensors)
     optimizer = _built(optimizer, _OPTIMIZERS, "optimizer", tensors)
+    average = None if average is None else _built(average, AVERAGES, "average", tensors)
     settings = dict(zip(_SETTINGS, _entries(settings, _SETTINGS, "trainer"), strict=True))
     for name in ("shuffle", "drop_last"):
         _check_bool(settings[name], f"trainer.{name}")
@@ -232,14 +242,15 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     current = None if place is None else _current(place, batch_size, settings["drop_last"], tensors)
 
     dtype = _check_dtype(str(dtype))
-    expected = _shapes(_check_modules(modules), dtype, optimizer.n_states)
+    prefixes = _prefixes(optimizer.n_states, average is not None)
+    expected = _shapes(_check_modules(modules), dtype, prefixes)
     others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch."))}
     _compare({name: tensor for name, tensor in tensors.items() if name not in others}, expected)
 
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
-    trainer = Trainer(net, loss, optimizer, **settings)
+    trainer = Trainer(net, loss, optimizer, average=average, **settings)
     for prefix, flat in _vectors(trainer):
         for name, array in views(flat, net.plan).items():
             array[:] = tensors[prefix + name]
@@ -330,15 +341,16 @@ def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
     return stopped, rows
 
 
-def _shapes(modules: tuple[Module, ...], dtype: np.dtype, n_states: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """What tensors a network and its optimiser's state are saved as."""
+def _shapes(
+    modules: tuple[Module, ...], dtype: np.dtype, prefixes: list[str]
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """What tensors a network, its optimiser's state and an average are saved as."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, module in enumerate(modules):
         if isinstance(module, Linear):
             shapes[f"{i}.weight"] = module.in_features, module.out_features
             if module.bias:
                 shapes[f"{i}.bias"] = (module.out_features,)
-    prefixes = ["", *(f"state.{k}." for k in range(n_states))]
     return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
 
 

@@ -7,11 +7,13 @@ is in `fastmb._fitting`; the checks of the data are in `fastmb.data`.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,13 +30,16 @@ from .history import History
 from .losses import Loss
 from .nn import Sequential, _aligned_zeros
 from .optim import Adam, Optimizer
+from .optim.base import check_end
 from .plan import views
 
 _CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
 if TYPE_CHECKING:
+    from .averaging import Average
     from .callbacks import Callback
 
 _FOREVER = 1e9  # seconds
+_UNSAVED = ("_lock", "_executor", "_weights", "_standing")
 
 
 class Trainer:
@@ -62,17 +67,19 @@ class Trainer:
         What runs the steps: compiled code, or the slow and plain reference.
     input_scale : float, default 1
         What X is multiplied by as it is read, such as 1/255 for images in uint8. `net` uses it too, to predict.
+    average : EMA or SWA, optional
+        An average of the weights to keep beside them; see `averaged` and `averaged_net`.
 
     Attributes
     ----------
-    net, loss, optimizer
+    net, loss, optimizer, average
         As given, names replaced by instances.
     t : int
         Updates made.
     epoch : int
         Epochs completed.
     state : ndarray of shape (optimizer.n_states, net.plan.size)
-        The optimiser's state.
+        The optimiser's state; with an `average`, this is one row more.
     history : History
         One row for each epoch of all fits.
 
@@ -104,6 +111,7 @@ class Trainer:
         n_threads: int | None = None,
         executor: str = "native",
         input_scale: float = 1.0,
+        average: Average | None = None,
     ) -> None:
         if not isinstance(net, Sequential):
             raise TypeError(f"net must be a Sequential; got {type(net).__name__}")
@@ -119,6 +127,12 @@ class Trainer:
         self.n_threads = None if n_threads is None else integer("n_threads", n_threads, 1)
         self.executor = executor
         self.input_scale = number("input_scale", input_scale, "(0, inf)")
+        if average is not None:
+            from .averaging import Average
+
+            if not isinstance(average, Average):
+                raise TypeError(f"average must be an average such as EMA(0.999); got {average!r}")
+        self.average = average
         self.t = self.epoch = 0
         self.history = History()
         self._current: Epoch | None = None  # an epoch that was broken off
@@ -127,19 +141,24 @@ class Trainer:
 
     def _build(self, state: np.ndarray | None) -> None:
         """What can't be pickled, and the optimiser's state, fresh or a copy."""
-        n, plan = self.optimizer.n_states, self.net.plan
+        own, plan = self.optimizer.n_states, self.net.plan
+        n = own + (self.average is not None)
         self.state = _aligned_zeros(n * plan.size, plan.dtype).reshape(n, plan.size)
         if state is not None:
             self.state[:] = state
         elif self.optimizer.initial_state:  # zeros are there already, their memory not yet asked for
-            self.optimizer.init_state(self.state)
+            self.optimizer.init_state(self.state[:own])
         self._lock = threading.RLock()
-        training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed)
+        self._weights: np.ndarray | None = None  # as trained, while the network has their average
+        self._standing: tuple[int, Any] | None = None
+        average = self.state[own] if self.average is not None and self.average.each_update else None
+        training = Training(self.loss, self.optimizer, self.state[:own], self.batch_size, self.seed, average)
         self._executor = load(self.executor)(plan, self.net.flat, training, self.n_threads)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {name: value for name, value in vars(self).items() if name not in ("_lock", "_executor")}
+            self._check_own_weights()
+            return {name: value for name, value in vars(self).items() if name not in _UNSAVED}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
@@ -166,6 +185,7 @@ class Trainer:
         from . import checkpoint
 
         with self._lock:
+            self._check_own_weights()
             checkpoint.save(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -180,9 +200,10 @@ class Trainer:
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
+            self._check_own_weights()
             t = self.t
             sums = np.zeros((1, 2))
-            coefficients = self.optimizer.coefficients(t, 1, self.optimizer.learning_rates(t, 1))
+            _, coefficients = self._coefficients(1)
             if not self._executor.run(batches, 0, t, coefficients, sums, _FOREVER):
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
             self.t = t + 1
@@ -198,6 +219,89 @@ class Trainer:
             gradient, sums = np.zeros_like(self.net.flat), np.zeros(2)
             self._executor.gradients(batches, self.t, gradient, sums)
             return _mean(*sums.tolist()), views(gradient, self.net.plan)
+
+    def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The learning rates of the next `n` updates, ``(n,)``, and what `Executor.run` takes of them, ``(n, C)``."""
+        t = self.t
+        rates = np.full(n, self._reacted()) if self.optimizer.reacts else self.optimizer.learning_rates(t, n)
+        if self.average is None:
+            return rates, self.optimizer.coefficients(t, n, rates)
+        rates = self.average.learning_rates(rates, self.epoch)
+        rows = self.optimizer.coefficients(t, n, rates)
+        return rates, np.column_stack([rows, self.average.weights(t, n)]) if self.average.each_update else rows
+
+    def _reacted(self) -> float:
+        """The learning rate that follows from the epochs that are complete."""
+        schedule: Any = self.optimizer.lr
+        done, standing = self._standing or (0, schedule.start())
+        rows = self.history._rows
+        while done < len(rows) and rows[done]["epoch"] <= self.epoch:
+            if schedule.monitor in rows[done]:
+                standing = schedule.after(standing, rows[done][schedule.monitor])
+            done += 1
+        self._standing = done, standing
+        return standing.lr
+
+    def _check_own_weights(self) -> None:
+        if self._weights is not None:
+            raise RuntimeError("the network has its averaged weights: leave `with trainer.averaged()` first")
+
+    @contextmanager
+    def averaged(self) -> Iterator[Sequential]:
+        """The network with the averaged weights for a while: ``with trainer.averaged(): trainer.evaluate(X, y)``.
+
+        Before anything was averaged they are those of the network. When it is left, the network has its own again.
+
+        Raises
+        ------
+        ValueError
+            If the trainer keeps no average.
+        """
+        with self._lock:
+            average = self._averaged_flat()
+            if self._weights is not None:
+                yield self.net
+                return
+            self._weights = self.net.flat.copy()
+            try:
+                self.net.flat[:] = average
+                yield self.net
+            finally:
+                self.net.flat[:] = self._weights
+                self._weights = None
+
+    def averaged_net(self) -> Sequential:
+        """A new network, with the averaged weights; before anything was averaged, with those of `net`.
+
+        Raises
+        ------
+        ValueError
+            If the trainer keeps no average.
+        """
+        with self._lock:
+            average, net = self._averaged_flat(), copy.deepcopy(self.net)
+            net.flat[:] = average
+            return net
+
+    def _averaged_flat(self) -> np.ndarray:
+        if self.average is None:
+            raise ValueError("this trainer keeps no average; Trainer(..., average=EMA(0.999)) does")
+        flat: np.ndarray = self.state[-1] if self.average.count(self.t, self.epoch) else self.net.flat
+        return flat
+
+    def _validated_flat(self) -> np.ndarray:
+        """The weights that a fit's validation is of."""
+        return self._averaged_flat() if getattr(self.average, "validate", False) else self.net.flat
+
+    def _epoch_done(self) -> None:
+        """Count an epoch; an average over epochs takes its weights in."""
+        self.epoch, self._current = self.epoch + 1, None
+        if self.average is not None and not self.average.each_update:
+            count = self.average.count(self.t, self.epoch)
+            if count == 1:
+                self.state[-1] = self.net.flat
+            elif count:
+                self.state[-1] += (self.net.flat - self.state[-1]) / self.net.dtype.type(count)
 
     def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches:
         X, y, weight = self._checked(X, y, sample_weight, check_finite=False)
@@ -324,16 +428,19 @@ class Trainer:
 
             callbacks = check_callbacks(callbacks)
         with self._lock:
+            self._check_own_weights()
             val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "_val")
             metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
             goals = self._goals(stop_at, metrics)
+            if self.optimizer.reacts and self.optimizer.lr.monitor not in metrics:  # type: ignore[union-attr]
+                raise unknown_metric("monitor", self.optimizer.lr.monitor, metrics)  # type: ignore[union-attr]
             X, y, weight = self._checked(X, y, sample_weight, check_finite)
             batches = Batches(X, y, weight, None, self.batch_size, self.input_scale)
             steps = len(batches.X) // self.batch_size if self.drop_last else batches.n_batches
             if not steps:
                 raise ValueError(f"X has {len(batches.X)} rows; drop_last leaves no mini-batch of {self.batch_size}")
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
-            self.optimizer.check_length(self.t + max_epochs * steps - under_way)
+            self._check_length(self.t + max_epochs * steps - under_way)
             for callback in callbacks:
                 callback.on_fit_begin(self, metrics)
             self.history.stopped = None
@@ -342,6 +449,12 @@ class Trainer:
             for callback in callbacks:
                 callback.on_fit_end(self)
             return self.history
+
+    def _check_length(self, steps: int) -> None:
+        """Raise a `ValueError` if a schedule ends before `steps` updates are made."""
+        self.optimizer.check_length(steps)
+        for i, module in enumerate(self.net.modules):
+            check_end(f"p of modules[{i}]", getattr(module, "p", None), steps)
 
     def _goals(self, stop_at: Mapping[str, float] | None, metrics: list[str]) -> dict[str, float]:
         stop_at = {} if stop_at is None else stop_at

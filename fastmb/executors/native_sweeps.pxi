@@ -356,6 +356,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
     cdef int i = 0, j, rows, columns, head
     cdef int64_t panel, m, at
+    cdef double weight = 0 if run.average == NULL else run.coefficients[run.columns * (mini.step + 1) - 1]
     cdef Stage *s
     cdef fmb_gemm g
     while tile >= e.stages[i].first_tile + e.stages[i].tiles:
@@ -383,7 +384,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 for j in range(3):
                     if run.state[j] != NULL:
                         fmb_prefetch_tile(run.state[j] + at, rows, columns * e.size, s.n_out * e.size)
-                if run.average != NULL:
+                if weight != 0:
                     fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.n_out * e.size)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
@@ -391,26 +392,26 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                      s.dz + panel * s.panel_stride * e.size, me.tile)
             head = <int> max(<int64_t> 0, min(<int64_t> rows, s.cut - m))
             if head > 0:
-                _update(e, run, mini, s, me.coef + 8 * s.group * e.size, at, head, columns, me.tile)
+                _update(e, run, s, me.coef + 8 * s.group * e.size, weight, at, head, columns, me.tile)
             if head < rows:
-                _update(e, run, mini, s, me.coef + 8 * s.last_group * e.size, at + head * s.n_out * e.size,
+                _update(e, run, s, me.coef + 8 * s.last_group * e.size, weight, at + head * s.n_out * e.size,
                         rows - head, columns, me.tile + head * g.c_m * e.size)
             tile += 1
         i += 1
 
 
-cdef void _update(Engine *e, Run *run, Mini *mini, Stage *s, const char *coef, int64_t at, int64_t rows,
+cdef void _update(Engine *e, Run *run, Stage *s, const char *coef, double weight, int64_t at, int64_t rows,
                   int64_t columns, const char *gradient) noexcept nogil:
-    """The optimiser's update of rows x columns weights of one group, `at` bytes into the flat vector; their average."""
+    """The optimiser's update of rows x columns weights of one group, `at` bytes into the flat vector; then they count
+    `weight` in their average."""
     if s.panels == 1:   # whole rows of weights, and so of gradients: one span
         columns *= rows
         rows = 1
     e.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
                run.state[1] + at if run.state[1] != NULL else NULL,
                run.state[2] + at if run.state[2] != NULL else NULL, gradient, rows, columns, s.n_out, e.rb)
-    if run.average != NULL:
-        e.k.average(run.coefficients[run.columns * (mini.step + 1) - 1], run.params + at, run.average + at, rows,
-                    columns, s.n_out)
+    if weight != 0:
+        e.k.average(weight, run.params + at, run.average + at, rows, columns, s.n_out)
 
 
 # ---- inference: a thread's work ------------------------------------------------------------------------------------

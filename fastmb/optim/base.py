@@ -57,7 +57,6 @@ FACTORS = {"lr": "[0, inf)", "weight_decay": "[0, inf)", "momentum": "[0, 1]"}  
 
 LearningRate = float | Callable[[int], float]
 Scheduled = float | Callable[[int], float]
-Groups = Mapping[str, Mapping[str, float]] | Iterable[tuple[str, Any]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,13 +76,13 @@ class Optimizer:
     """
 
     lr: LearningRate = 1e-3
-    groups: Groups = field(default=(), kw_only=True)
+    groups: Any = field(default=(), kw_only=True)  # a tuple of (pattern, ((name, factor), ...))
 
     intervals: ClassVar[dict[str, str]] = {"lr": "[0, inf)", "momentum": "[0, 1)", "weight_decay": "[0, inf)"}
 
     def __post_init__(self) -> None:
         for name, interval in self.intervals.items():
-            if hasattr(self, name):
+            if hasattr(self, name) and not (name == "lr" and self.reacts):
                 object.__setattr__(self, name, number_or_schedule(name, getattr(self, name), interval))
         if hasattr(self, "betas"):
             object.__setattr__(self, "betas", _betas(self.betas))
@@ -150,7 +149,7 @@ class Optimizer:
     @property
     def n_groups(self) -> int:
         """Rows of coefficients a step: one for parameters that no pattern matches, and one for each pattern."""
-        return 1 + len(self.groups)  # type: ignore[arg-type]
+        return 1 + len(self.groups)
 
     def parameter_groups(self, names: Iterable[str]) -> dict[str, int]:
         """Which row of coefficients each of the parameters `names` takes.
@@ -175,9 +174,15 @@ class Optimizer:
 
     # ---- what varies ---------------------------------------------------------------------------------------------
 
+    @property
+    def reacts(self) -> bool:
+        """Whether the learning rate follows from a trainer's history: a `ReduceLROnPlateau`."""
+        return hasattr(self.lr, "monitor")
+
     def learning_rates(self, t0: int, n: int) -> np.ndarray:
         """The learning rates of the `n` steps after `t0`, float64 ``(n,)``: lr, or lr(t0), lr(t0 + 1), ..."""
-        return per_step("lr", self.lr, self.intervals["lr"], t0, n)
+        lr: Any = self.lr
+        return per_step("lr", lr.lr if self.reacts else lr, self.intervals["lr"], t0, n)
 
     def schedules(self) -> dict[str, Callable[[int], float]]:
         """The hyper-parameters that are functions of the step, but for the learning rate."""
@@ -208,8 +213,11 @@ class Optimizer:
             t = np.arange(t0 + 1, t0 + n + 1)
         now = self._now(schedules, t0, n) if schedules else self
         for i in range(self.n_groups):
-            rate, h = (lr, now) if i == 0 else self._scaled(lr, now, i - 1)
-            for column, entry in enumerate(self._entries(t, rate, h), COLUMNS * i):
+            entries = self._entries(t, *((lr, now) if i == 0 else self._scaled(lr, now, i - 1)))
+            if isinstance(t, int):
+                rows[0, COLUMNS * i : COLUMNS * i + len(entries)] = entries
+                continue
+            for column, entry in enumerate(entries, COLUMNS * i):
                 rows[:, column] = entry
         return rows
 
@@ -227,7 +235,7 @@ class Optimizer:
     def _scaled(self, lr: Any, now: Any, group: int) -> tuple[Any, Any]:
         """Learning rates and hyper-parameters of one of `groups`."""
         scaled = SimpleNamespace(**vars(now))
-        for name, factor in self.groups[group][1]:  # type: ignore[index]
+        for name, factor in self.groups[group][1]:
             if name == "lr":
                 lr = lr * factor
             else:
@@ -235,9 +243,8 @@ class Optimizer:
         return lr, scaled
 
     def _entries(self, t: Any, lr: Any, h: Any) -> tuple[Any, ...]:
-        """c0, c1, ... of update number `t` (from 1), with the hyper-parameters `h`: those of `self`, or as they are then.
-
-        Numbers in, numbers out; arrays in, arrays out.
+        """c0, c1, ... of update number `t` (from 1), with the hyper-parameters `h`: numbers in, numbers out; arrays in,
+        arrays out. `h` is `self`, or what has its attributes as they are at those steps, in one of the groups.
         """
         raise NotImplementedError
 
