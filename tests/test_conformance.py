@@ -170,7 +170,8 @@ def test_probability_rows_as_targets(isa):
 def test_epochs_are_those_of_the_reference(name, isa):
     rng = np.random.default_rng(1)
     optimizer = OPTIMIZERS[name]
-    net = mb.Sequential(mb.Linear(13, 33), mb.SiLU(), mb.Dropout(0.2), mb.Linear(33, 5), seed=2, dtype="float64")
+    dropout = mb.Dropout(0.2), mb.Dropout(mb.LinearLR(0.5, total_iters=7))
+    net = mb.Sequential(mb.Linear(13, 33), mb.SiLU(), *dropout, mb.Linear(33, 5), seed=2, dtype="float64")
     X, y, order = rng.standard_normal((70, 13)), rng.integers(0, 5, 70), rng.permutation(70)
     batches = Batches(X, y, rng.random(70), order, 16)
     steps = batches.n_batches
@@ -224,7 +225,7 @@ def train(n_threads, isa, dtype, batch_size, by_step, monkeypatch, optimizer):
         mb.Dropout(0.1),
         mb.Linear(19, 40),
         mb.GELU(),
-        mb.Dropout(0.3),
+        mb.Dropout(mb.CyclicLR(0.0, 0.5, step_size_up=5)),
         mb.Linear(40, 33),
         mb.ReLU(),
         mb.Linear(33, 10),

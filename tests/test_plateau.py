@@ -43,7 +43,9 @@ def test_every_epoch_has_torchs_rate(options, seed):
 
 
 def make(executor: str, **options) -> mb.Trainer:
-    rate = mb.ReduceLROnPlateau(0.1, "loss", **{"patience": 0, "threshold": 0.1, "factor": 0.5, "cooldown": 1} | options)
+    rate = mb.ReduceLROnPlateau(
+        0.1, "loss", **{"patience": 0, "threshold": 0.1, "factor": 0.5, "cooldown": 1} | options
+    )
     return mb.Trainer(mb.mlp([6, 8, 3]), optimizer=mb.SGD(rate, 0.9), batch_size=16, executor=executor)
 
 
