@@ -32,6 +32,7 @@ ACTIVATIONS = [
 LOSSES = ["cross_entropy", "bce_with_logits", "mse", "mae", "huber"]
 UPDATES = [
     "gradient",
+    "accumulate",
     "sgd",
     "momentum",
     "nesterov",
@@ -48,7 +49,7 @@ UPDATES = [
     "adadelta",
     "lion",
 ]
-STATES = dict(zip(UPDATES, (1, 0, 1, 1, 2, 3, 1, 2, 2, 3, 1, 2, 2, 2, 2, 1), strict=True))
+STATES = dict(zip(UPDATES, (1, 1, 0, 1, 1, 2, 3, 1, 2, 2, 3, 1, 2, 2, 2, 2, 1), strict=True))
 
 
 def ulps(got: np.ndarray, expected: Sequence[mpf], floor: float = 0.0) -> float:
@@ -170,6 +171,8 @@ def update(
     """The optimiser's update of one float64 weight and its state, in the order of operations that is the contract."""
     if name == "gradient":
         return w, [g]
+    if name == "accumulate":
+        return w, [state[0] + g]
     g = fma(c[1], w, g)
     sqrt = math.sqrt
     match name, list(state):
