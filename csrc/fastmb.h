@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum fmb_isa { FMB_V2, FMB_V3, FMB_V4, FMB_ISAS };
+enum fmb_isa { FMB_V2, FMB_V3, FMB_V4, FMB_NEON, FMB_ISAS };
 enum fmb_dtype { FMB_F32, FMB_F64 };
 
 enum fmb_activation {

@@ -37,7 +37,7 @@ cnp.import_array()
 
 # ---- names of C's enumerations -----------------------------------------------------------------------------------
 
-ISAS = ("v2", "v3", "v4")
+ISAS = ("v2", "v3", "v4", "neon")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh",
                "sigmoid")
 LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear")
