@@ -36,13 +36,15 @@ from .modules import (
     Tanh,
 )
 from .nn import Sequential, mlp
-from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from .averaging import EMA, SWA
     from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
         MultiStepLR,
         OneCycleLR,
         PolynomialLR,
+        ReduceLROnPlateau,
         SequentialLR,
         StepLR,
         WarmUp,
@@ -61,14 +64,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ELU",
+    "EMA",
     "GELU",
     "MAE",
     "MSE",
     "SELU",
     "SGD",
+    "SWA",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "BCEWithLogits",
     "BatchSizeAdvice",
     "CSVLogger",
@@ -88,13 +95,17 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "Lion",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "NAdam",
     "OneCycleLR",
     "PolynomialLR",
+    "RAdam",
     "RMSprop",
     "ReLU",
+    "ReduceLROnPlateau",
     "Sequential",
     "SequentialLR",
     "SiLU",
@@ -117,9 +128,11 @@ __all__ = [
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
     "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
+    "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
-    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
+    "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
+    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
 
 

@@ -16,12 +16,12 @@ _LOG_2 = 0.6931471805599453
 _SIN = [(-1) ** k / factorial(2 * k + 1) for k in range(9)]
 
 
-def power(base: float, exponents: np.ndarray) -> np.ndarray:
+def power(base: float | np.ndarray, exponents: np.ndarray) -> np.ndarray:
     """``base ** exponents`` for integers >= 0, by repeated squaring; infinite where it is too large."""
     powers = np.ones(len(exponents))
     for bit in range(int(exponents.max(initial=0)).bit_length()):
         powers = np.where(exponents >> bit & 1, powers * base, powers)
-        base *= base
+        base = base * base
     return powers
 
 

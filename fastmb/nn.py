@@ -419,7 +419,9 @@ def _plan(modules: tuple[Module, ...], dtype: np.dtype) -> Plan:
             ops = []
             layers.append((i, module, ops))
         elif isinstance(module, Dropout):
-            if module.p > 0:
+            if callable(module.p):
+                ops.append(Op("dropout", 0.0, dropouts, module.p))
+            elif module.p > 0:
                 ops.append(Op("dropout", module.p, dropouts))
             dropouts += 1
         elif isinstance(module, Activation) and not isinstance(module, Identity):

@@ -60,6 +60,11 @@ OPTIMIZERS = [
     mb.AdamW(0.01),
     mb.RMSprop(0.01, momentum=0.5, centered=True),
     mb.Adagrad(0.01, initial_accumulator_value=0.25),
+    mb.NAdam(0.01, decoupled_weight_decay=True),
+    mb.RAdam(0.01, weight_decay=SCHEDULE),
+    mb.Adamax(0.01, betas=(SCHEDULE, 0.99)),
+    mb.Adadelta(),
+    mb.Lion(groups=[("*.bias", {"lr": 3, "weight_decay": 0}), ("0.*", {"lr": 0})]),
 ]
 
 
