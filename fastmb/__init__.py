@@ -18,11 +18,12 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
-from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
+from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
     GELU,
     SELU,
+    Activation,
     Dropout,
     Identity,
     LeakyReLU,
@@ -65,6 +66,7 @@ __all__ = [
     "MSE",
     "SELU",
     "SGD",
+    "Activation",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -86,6 +88,7 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "Loss",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",

@@ -13,8 +13,12 @@ more input that is always 1. Matrices start at multiples of `ALIGNMENT` elements
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .functions import Function
 
 ALIGNMENT = 16  # elements: 64 bytes in float32, one cache line and one AVX-512 vector
 
@@ -23,7 +27,8 @@ ALIGNMENT = 16  # elements: 64 bytes in float32, one cache line and one AVX-512 
 class Op:
     """One elementwise operation on a stage's output (or on the input).
 
-    `kind` is the name of an activation in `fastmb.nn.ACTIVATIONS`, or ``"dropout"``. `value` is the slope of
+    `kind` is the name of an activation in `fastmb.nn.ACTIVATIONS`, ``"custom"`` for a user's own, which is `function`,
+    or ``"dropout"``. `value` is the slope of
     ``leaky_relu``, the alpha of ``elu``, the probability of ``dropout``, and is not looked at otherwise. `index`
     numbers the dropouts of a network from 0: it is the purpose of their random numbers.
     """
@@ -31,6 +36,7 @@ class Op:
     kind: str
     value: float = 0.0
     index: int = 0
+    function: Function | None = None
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,14 @@ cnp.import_array()
 ISAS = ("v2", "v3", "v4")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh",
                "sigmoid")
-LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber")
+LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "custom")
 UPDATES = ("gradient", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
            "rmsprop_centered", "rmsprop_centered_momentum", "adagrad")
 cdef dict TYPES = {"b1": 4, "i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "u2": 5, "u4": 6, "u8": 7, "f2": 8, "f4": 9,
                    "f8": 10}
 
 cdef int DROPOUT = -1
+cdef int CUSTOM = -2
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
@@ -93,6 +94,7 @@ cdef class NativeExecutor:
 
     cdef readonly object plan, training, isa, n_threads_asked
     cdef object params, weight, lock
+    cdef list callbacks         # of users' own functions: here, so that they live as long as their addresses
     cdef Engine e
     cdef Op *ops
     cdef char *arena            # all buffers
@@ -113,6 +115,7 @@ cdef class NativeExecutor:
         self.plan = plan
         self.params = params
         self.lock = threading.Lock()
+        self.callbacks = []
         self.training = training
         self.n_threads_asked = n_threads
         self.isa = isa if isa is not None else globals()["isa"]()
@@ -130,6 +133,8 @@ cdef class NativeExecutor:
             self.e.loss.n = plan.n_outputs
             self.e.loss.smoothing = loss.label_smoothing
             self.e.loss.delta = loss.delta
+            if loss.function is not None:
+                self.e.loss.function = self._callback(loss.function)
             self.weight = None if loss.weight is None else np.ascontiguousarray(loss.weight, plan.dtype)
             if self.weight is not None:
                 self.e.loss.weight = cnp.PyArray_DATA(self.weight)
@@ -186,9 +191,18 @@ cdef class NativeExecutor:
             self.ops[j].index = op.index
             self.ops[j].threshold = <uint32_t> int(op.value * 4294967296.0)
             self.ops[j].scale = 1.0 / (1.0 - op.value)
+        elif op.kind == "custom":
+            self.ops[j].kind = CUSTOM
+            self.ops[j].function = self._callback(op.function)
         else:
             self.ops[j].kind = ACTIVATIONS.index(op.kind)
         return j + 1
+
+    cdef fmb_callback _callback(self, object function) except NULL:
+        """The address of a user's own function, compiled for the plan's dtype."""
+        compiled = function.compiled(self.plan.dtype)
+        self.callbacks.append(compiled)
+        return <fmb_callback> <size_t> compiled.address
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 

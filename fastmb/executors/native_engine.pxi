@@ -4,11 +4,12 @@
 # ---- what the loops see --------------------------------------------------------------------------------------------
 
 cdef struct Op:
-    int kind            # an activation, or DROPOUT
+    int kind            # an activation, DROPOUT, or CUSTOM
     int index
     double value
     uint32_t threshold
     double scale
+    fmb_callback function   # of CUSTOM
 
 cdef enum Derivative:
     NONE      # no operation
