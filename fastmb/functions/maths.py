@@ -102,13 +102,14 @@ def _functions(T: Any) -> dict[str, Any]:
     single = T is np.float32
     fraction, bias = (23, 127) if single else (52, 1023)
     magic = T(1.5 * 2**fraction + bias)
-    top, low, high = T(bias), T(-bias + 0.5), T(bias + 1)  # of the exponent
+    top, low, high = T(bias), T(-bias), T(bias + 1.5)  # of the exponent
     log2e = T(1.44269504 if single else 1.4426950408889634)
     ln2_high = T(0.693145751953125 if single else 0.6931471803691238)
     ln2_low = T(1.42860682031e-6 if single else 1.9082149292705878e-10)
     ln2, log10_e = T(0.6931471805599453), T(0.4342944819032518)
     zero, half, one, two, inf = T(0), T(0.5), T(1), T(2), T(np.inf)
     smallest, root2 = T(np.finfo(T).tiny), T(math.sqrt(2))
+    far = T(11) if single else T(28)  # erfc is 0 from there on
     lowest, highest = (T(-88), T(89.5)) if single else (T(-709.4), T(710.5))
     # expm1(r) = r + r^2 q(r) on |r| <= ln 2 / 2, and the tail of the normal distribution: those of csrc/math.inc
     exp_q = _horner(
@@ -145,21 +146,35 @@ def _functions(T: Any) -> dict[str, Any]:
     erf_near = _horner(_erf_series(9 if single else 17), T)
 
     @jit
+    def power_parts(n):
+        """2^n as a product of two, since n may be above the largest exponent."""
+        rest = n - top if n > top else zero
+        return power_of_two((n - rest) + magic), power_of_two(rest + magic)
+
+    @jit
     def exp_parts(x, rest):
-        """(p, s, f) with exp(x - rest) = f s (1 + p): s = 2^n, f = 1, or 2 where s = 2^(n - 1)."""
+        """(p, s, f) with exp(x - rest) = f s (1 + p), powers of two: f is 1, or what s has no room for."""
         x = lowest if x < lowest else x
         x = highest if x > highest else x
         n = fma(x, log2e, magic) - magic
         r = fma(n, -ln2_high, x) - rest
         r = fma(n, -ln2_low, r)
-        over = n > top
-        s = power_of_two((top if over else n) + magic)
-        return fma(r * r, exp_q(r), r), s, (two if over else one)
+        s, f = power_parts(n)
+        return fma(r * r, exp_q(r), r), s, f
 
     @jit
     def exp(x):
         p, s, f = exp_parts(x, zero)
         return fma(s, p, s) * f
+
+    @jit
+    def exp2(x):
+        x = low if x < low else x
+        x = high if x > high else x
+        n = (x + magic) - magic
+        r = (x - n) * ln2
+        s, f = power_parts(n)
+        return fma(s, fma(r * r, exp_q(r), r), s) * f
 
     @jit
     def expm1(x):
@@ -213,19 +228,14 @@ def _functions(T: Any) -> dict[str, Any]:
         return copysign(half * (e + e / (e + one) if f == one else e) * f, x)
 
     @jit
-    def normal_tail(x):
-        """Phi(-x) for 0 <= x."""
-        first = -half * x * x
-        p, s, f = exp_parts(first, fma(half * x, x, first))
-        return fma(s, p, s) * tail_p(x) / tail_q(x)
-
-    @jit
     def erfc(x):
-        far = T(14) if single else T(38.5)
-        size = root2 * fabs(x)
-        tail = two * normal_tail(far if size > far else size)
+        size = fabs(x)
+        size = far if size > far else size
+        square = -size * size  # with what its rounding lost, which the exponential would magnify
+        p, s, f = exp_parts(square, fma(size, size, square))
+        tail = two * fma(s, p, s) * tail_p(root2 * size) / tail_q(root2 * size)
         near = one - x * erf_near(x * x)
-        return near if fabs(x) < half else (tail if x > zero else two - tail)
+        return near if size < half else (tail if x > zero else two - tail)
 
     @jit
     def erf(x):
@@ -238,6 +248,7 @@ def _functions(T: Any) -> dict[str, Any]:
 
     return {
         "exp": exp,
+        "exp2": exp2,
         "expm1": expm1,
         "log": log,
         "log1p": log1p,
@@ -246,7 +257,6 @@ def _functions(T: Any) -> dict[str, Any]:
         "sinh": sinh,
         "erf": erf,
         "erfc": erfc,
-        "exp2": jit(lambda x: exp(x * ln2)),
         "log2": jit(lambda x: log(x) * log2e),
         "log10": jit(lambda x: log(x) * log10_e),
         "sqrt": jit(lambda x: np.sqrt(x)),
