@@ -165,7 +165,7 @@ def compare_gradients(net, loss, X, y, isa, n_threads=1):
 def test_gradients_are_those_of_the_reference(loss, dtype, isa):
     rng = np.random.default_rng(1)
     net = mb.Sequential(
-        mb.Activation(scaled(3.0)),
+        mb.Activation(ACTIVATIONS["closure"]),
         mb.Linear(13, 18),
         mb.Activation(mish, mish_slope),
         mb.Dropout(0.2),

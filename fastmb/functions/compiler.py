@@ -31,7 +31,6 @@ except ImportError:
 from numba.core import ir
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
-from numba.core.errors import NumbaError
 from numba.core.untyped_passes import IRProcessing
 from numba.extending import overload
 
@@ -69,6 +68,8 @@ class WeakConstants(FunctionPass):
         changed = False
         for a in assignments:
             constant = a.value
+            if isinstance(constant, ir.Arg) and isinstance(state.args[constant.index], numba.types.Omitted):
+                constant = a.value = ir.Const(state.args[constant.index].value, a.loc)  # a parameter's default
             if not isinstance(constant, (ir.Const, ir.Global, ir.FreeVar)):
                 continue
             if isinstance(constant.value, (float, np.float64)):
@@ -150,7 +151,7 @@ def compiled(function: Function, dtype: str) -> Compiled:
     signature = numba.void(pointer, pointer, numba.int64, numba.int64)
     try:
         callback = numba.cfunc(signature, error_model="numpy")(lambda a, b, n, mode: block(a, b, n, mode))
-    except NumbaError as error:
+    except Exception as error:  # Numba lets errors of many kinds through
         raise TypeError(f"{function.name} can't be compiled by numba: {error}") from error
     return Compiled(callback.address, callback, block, value, both)
 

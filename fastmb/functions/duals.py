@@ -22,9 +22,11 @@ class DualType(types.Type):
         super().__init__(name=f"Dual({dtype})")
 
     def can_convert_from(self, typingctx: Any, other: Any) -> Any:
-        return Conversion.safe if isinstance(other, (types.Number, types.Boolean)) else None
+        return Conversion.safe if isinstance(other, (types.Number, types.Boolean, DualType)) else None
 
     def unify(self, typingctx: Any, other: Any) -> Any:
+        if isinstance(other, DualType):
+            return max(self, other, key=lambda pair: pair.dtype.bitwidth)
         return self if isinstance(other, (types.Number, types.Boolean)) else None
 
 
@@ -44,6 +46,12 @@ def _made(context: Any, builder: Any, typ: Any, value: Any, slope: Any) -> Any:
 def _from_number(context: Any, builder: Any, fromty: Any, toty: Any, value: Any) -> Any:
     value = context.cast(builder, value, fromty, toty.dtype)
     return _made(context, builder, toty, value, context.get_constant(toty.dtype, 0))
+
+
+@lower_cast(DualType, DualType)
+def _from_dual(context: Any, builder: Any, fromty: Any, toty: Any, value: Any) -> Any:
+    parts = (context.cast(builder, builder.extract_value(value, i), fromty.dtype, toty.dtype) for i in range(2))
+    return _made(context, builder, toty, *parts)
 
 
 @intrinsic
@@ -173,8 +181,7 @@ def power(x: Any, y: Any) -> Any:
     below = n - 1
 
     def whole(x, y):
-        p = value_of(x) ** below
-        return dual(p * value_of(x), n * p * slope_of(x))
+        return dual(value_of(x) ** n, n * value_of(x) ** below * slope_of(x))
 
     return whole
 
