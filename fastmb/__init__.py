@@ -41,6 +41,7 @@ from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
     from .schedules import (
@@ -71,6 +72,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BCEWithLogits",
+    "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
     "ChainedScheduler",
@@ -107,6 +109,8 @@ __all__ = [
     "Trainer",
     "WarmUp",
     "__version__",
+    "advise_batch_size",
+    "branch_test",
     "datasets",
     "load",
     "mlp",
@@ -115,6 +119,7 @@ __all__ = [
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
+    "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
