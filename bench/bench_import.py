@@ -10,6 +10,7 @@ import io
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def test_import(benchmark: Any) -> None:
         except subprocess.CalledProcessError:
             left_out.append(f"{name} left out: it can't be imported")
             continue
-        contenders[name] = Contender(looped(lambda module=module: imported(module)), packages=(module.split(".")[0],))
+        contenders[name] = Contender(looped(partial(imported, module)), packages=(module.split(".")[0],))
     in_turn(
         benchmark,
         contenders,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .peer import Peer, thread_counts
+from .peer import thread_counts
 from .peers import JAX, PEERS, FastMB, NumPy, PyTorch, ScikitLearn, missing
 from .turns import Contender, fastest, in_turn, looped
 from .workloads import WORKLOADS
@@ -56,13 +56,13 @@ def test_latency(benchmark: Any, what: str, case: str, rows: int, threads: int) 
     )
 
 
-def fastmb(peer: FastMB, what: str, threads: int) -> Call:
+def fastmb(peer: FastMB, what: str, _: int) -> Call:
     if what == "predict":
         return partial(peer.trainer.net.predict, peer.X)
     return partial(peer.trainer.step, peer.X, peer.y)
 
 
-def numpy(peer: NumPy, what: str, threads: int) -> Call:
+def numpy(peer: NumPy, what: str, _: int) -> Call:
     rows = np.arange(peer.work.batch)
 
     def predict() -> np.ndarray:
@@ -96,7 +96,7 @@ def torch(peer: PyTorch, what: str, threads: int) -> Call:
     return partial(limited, predict if what == "predict" else step)
 
 
-def jax(peer: JAX, what: str, threads: int) -> Call:
+def jax(peer: JAX, what: str, _: int) -> Call:
     def one_step(carry: Any, x: Any, y: Any) -> Any:
         params, m, v, t = carry
         loss, grads = peer.jax.value_and_grad(peer._objective)(params, x, y)
@@ -117,7 +117,7 @@ def jax(peer: JAX, what: str, threads: int) -> Call:
     return step if what == "step" else lambda: np.asarray(compiled_outputs(peer.carry[0], peer.X))
 
 
-def sklearn(peer: ScikitLearn, what: str, threads: int) -> Call:
+def sklearn(peer: ScikitLearn, what: str, _: int) -> Call:
     return partial(peer.model.predict, peer.X) if what == "predict" else partial(peer._fit, slice(None))
 
 

@@ -50,7 +50,7 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1) -> float | None:
 def copy_bandwidth(threads: int, seconds: float = 0.1, size: int = 1 << 26) -> float:
     """GB/s read and written by `threads` threads that copy `size` bytes each, far more than caches hold, now."""
     arrays = [(np.ones(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
-    rates = []
+    rates: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         end = time.perf_counter() + seconds
         while not rates or time.perf_counter() < end:

@@ -1,7 +1,7 @@
 """``python -m bench.report results.json``: what ``pytest bench --benchmark-json=results.json`` found, to be read.
 
-Writes, into ``--out`` (docs/bench), ``report.md``, a table for each suite, with all conditions and whoever is faster; and
-two plots: ``share.svg``, fastmb's and the best peer's share of the machine's peak by the size of the work, and
+Writes, into ``--out`` (docs/bench), ``report.md``, a table for each suite, with all conditions and whoever is faster;
+and two plots: ``share.svg``, fastmb's and the best peer's share of the machine's peak by the size of the work, and
 ``times.svg``, the time of every peer relative to fastmb's. Whoever runs it gets their own machine's.
 """
 
@@ -57,7 +57,17 @@ def best_peer(info: Result) -> tuple[str, float] | None:
 def table(group: str, infos: list[Result]) -> str:
     """A suite as Markdown."""
     names = list(dict.fromkeys(name for info in infos for name in info["contenders"]))
-    heads = ["case", "shape", "dtype", "threads", *names, "fastmb: rate", "of the peak", "largest error", "times the best"]
+    heads = [
+        "case",
+        "shape",
+        "dtype",
+        "threads",
+        *names,
+        "fastmb: rate",
+        "of the peak",
+        "largest error",
+        "times the best",
+    ]
     lines = [f"## {group}", "", f"| {' | '.join(heads)} |", "|---|---|---|" + "---:|" * (len(heads) - 3)]
     for info in infos:
         ours = info["contenders"]["fastmb"]
@@ -67,7 +77,11 @@ def table(group: str, infos: list[Result]) -> str:
             cells.append(_time_cell(result, bold=name == "fastmb") if result else "-")
         cells.append(f"{ours['rate']:.3g} {info['unit']}" if ours["rate"] else "-")
         cells.append(f"{ours['share']:.0%}" if ours["share"] else "-")
-        shown = [f"{name} {result['error']:.1e}" for name, result in info["contenders"].items() if result["error"] is not None]
+        shown = [
+            f"{name} {result['error']:.1e}"
+            for name, result in info["contenders"].items()
+            if result["error"] is not None
+        ]
         cells.append(", ".join(shown) or "-")
         best = best_peer(info)
         cells.append(f"{best[1]:.2f} ({best[0]})" if best else "-")
@@ -76,8 +90,8 @@ def table(group: str, infos: list[Result]) -> str:
     lines += ["", f"A peer is faster in: {', '.join(slower)}." if slower else "No peer is faster.", ""]
     over = next((info["over_numpy"] for info in infos if "over_numpy" in info), None)
     if over:
-        shown = (f"{name} {time_text(max(seconds, 0))}" for name, seconds in over.items() if name != "numpy")
-        lines += [f"Over NumPy's own import: {', '.join(shown)}.", ""]
+        each = (f"{name} {time_text(max(seconds, 0))}" for name, seconds in over.items() if name != "numpy")
+        lines += [f"Over NumPy's own import: {', '.join(each)}.", ""]
     return "\n".join(lines)
 
 
@@ -116,8 +130,8 @@ def conditions(infos: list[Result]) -> str:
     lines += sorted({f"Missing: {why}." for info in infos for why in info.get("left_out", ())})
     lines += [f"NOTE: {name}={value} was set and may handicap a peer." for name, value in environment.items()]
     lines.append(
-        "Medians of rounds in which all work in turn; in brackets fastmb's fastest and slowest round. The last column is the "
-        "best peer's time divided by fastmb's: below 1 the peer is faster."
+        "Medians of rounds in which all work in turn; in brackets fastmb's fastest and slowest round. The last column "
+        "is the best peer's time divided by fastmb's: below 1 the peer is faster."
     )
     return "\n\n".join(lines) + "\n"
 
@@ -133,7 +147,7 @@ def report(found: dict[str, list[Result]], plots: list[str]) -> str:
     return "\n".join(parts)
 
 
-# ---- plots -------------------------------------------------------------------------------------------------------------
+# ---- plots ---------------------------------------------------------------------------------------------------------
 
 
 def plot_share(found: dict[str, list[Result]], path: Path) -> bool:
@@ -153,7 +167,9 @@ def plot_share(found: dict[str, list[Result]], path: Path) -> bool:
                     axis.plot(info["work"], share, "o", color=_colour(name), markerfacecolor=face, markersize=5)
         axis.set(xscale="log", ylim=(0, 1), title=group, xlabel="FLOP" if infos[0]["unit"] == "GFLOP/s" else "bytes")
         axis.set_ylabel("share of the peak")
-    _save(figure, path, dict.fromkeys(name for infos in groups.values() for info in infos for name in info["contenders"]))
+    _save(
+        figure, path, dict.fromkeys(name for infos in groups.values() for info in infos for name in info["contenders"])
+    )
     return True
 
 
@@ -174,7 +190,9 @@ def plot_times(found: dict[str, list[Result]], path: Path) -> bool:
         axis.set(xscale="log", title=group, xlabel="times fastmb's time", ylim=(len(infos) - 0.5, -0.5))
         axis.set_yticks(range(len(infos)), [_label(info, infos) for info in infos], fontsize=7)
         axis.grid(axis="x", linewidth=0.3)
-    _save(figure, path, dict.fromkeys(name for infos in groups.values() for info in infos for name in info["contenders"]))
+    _save(
+        figure, path, dict.fromkeys(name for infos in groups.values() for info in infos for name in info["contenders"])
+    )
     return True
 
 
@@ -217,7 +235,9 @@ def main(argv: list[str] | None = None) -> None:
     """Read, write, print."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description="Results as a table and plots.")
     parser.add_argument("results", type=Path, nargs="+", help="of pytest bench --benchmark-json=results.json")
-    parser.add_argument("--out", type=Path, default=Path("docs/bench"), help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/bench"), help="folder to write to (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     found: dict[str, list[Result]] = {}
     for path in args.results:
@@ -226,7 +246,9 @@ def main(argv: list[str] | None = None) -> None:
     if not found:
         sys.exit(f"{', '.join(map(str, args.results))}: no result that this program can read")
     args.out.mkdir(parents=True, exist_ok=True)
-    plots = [name for name, plot in (("share", plot_share), ("times", plot_times)) if plot(found, args.out / f"{name}.svg")]
+    plots = [
+        name for name, plot in (("share", plot_share), ("times", plot_times)) if plot(found, args.out / f"{name}.svg")
+    ]
     text = report(found, plots)
     (args.out / "report.md").write_text(text)
     print(text)

@@ -24,8 +24,8 @@ class Loss:
     """A loss of your own: the mean over a row's outputs of f(z, y). The built-in losses are its subclasses.
 
     ``l = mean_c f(z_c, y_c)`` with z the network's raw outputs and y the targets. Compiled by Numba for blocks of
-    numbers and run inside the training loop: ``pip install 'fastmb[numba]'``. The reference executor, ``"numpy"``, calls
-    it number by number and needs no Numba.
+    numbers and run inside the training loop: ``pip install 'fastmb[numba]'``. The reference executor, ``"numpy"``,
+    calls it number by number and needs no Numba.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Loss:
     function: Function | None = None  # of z and y, a user's own
 
     def __init__(
-        self, f: Callable[..., Any], df: Callable[..., Any] | None = None, *, task: str = "regression"
+        self, f: Callable[..., Any] | None = None, df: Callable[..., Any] | None = None, *, task: str = "regression"
     ) -> None:
         from .functions import Function
 
@@ -75,7 +75,11 @@ class Loss:
 
     def __repr__(self) -> str:
         assert self.function is not None
-        return f"Loss({self.function.name})" if self.task == "regression" else f"Loss({self.function.name}, task={self.task!r})"
+        return (
+            f"Loss({self.function.name})"
+            if self.task == "regression"
+            else f"Loss({self.function.name}, task={self.task!r})"
+        )
 
     @property
     def weight(self) -> np.ndarray | None:

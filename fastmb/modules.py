@@ -95,8 +95,8 @@ class Activation(Module):
     ----------
     f : callable
         ``f(x)``, a plain Python function of a number that gives a number, written with operators, ``if``, `abs`, `min`,
-        `max`, functions of NumPy or `math`, and functions of that kind. It has to be finite for finite x, and must raise
-        nothing. What it looks up elsewhere is taken as it is when the network is first used.
+        `max`, functions of NumPy or `math`, and functions of that kind. It has to be finite for finite x, and must not
+        raise. What it looks up elsewhere is taken as it is when the network is first used.
     df : callable, optional
         ``df(x)``, or ``df(x, f(x))``: its derivative. Left out, it is found by forward-mode differentiation of `f`.
     gain : float, default sqrt(2)
@@ -132,7 +132,7 @@ class Activation(Module):
     function: Function | None = None  # a user's own
 
     def __init__(
-        self, f: Callable[..., Any], df: Callable[..., Any] | None = None, *, gain: float = math.sqrt(2)
+        self, f: Callable[..., Any] | None = None, df: Callable[..., Any] | None = None, *, gain: float = math.sqrt(2)
     ) -> None:
         from .functions import Function
 

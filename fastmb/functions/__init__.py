@@ -3,7 +3,7 @@
 The function is plain Python of one number (an activation) or of two (a loss: output and target). `Function` checks it
 once, by finite differences, and gives the reference executor its values; the compiled executors ask `Function.compiled`
 for a callback that takes a whole block. Who passes no derivative gets it by forward-mode differentiation: the function
-is run on dual numbers (value, slope), in Python (`dual.py`) and compiled (`compiler.py`), by the same rules (`rules.py`).
+is run on dual numbers (value, slope), in Python (`dual.py`) and compiled (`duals.py`), by the same rules (`rules.py`).
 
 The names that the function uses are looked up anew (`rebind.py`): `np.exp` and `math.exp` become one function, which
 differentiates, and which the compiler knows as a polynomial that becomes vector code (`maths.py`), not a libm call.
@@ -44,8 +44,8 @@ class Function:
         1 for an activation, 2 for a loss.
     """
 
-    f: Callable[..., Any]
-    df: Callable[..., Any] | None
+    f: Any
+    df: Any
     arity: int
 
     def __post_init__(self) -> None:
@@ -164,7 +164,7 @@ def _signature(f: Callable[..., Any]) -> str:
 
 
 def _each(f: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-    """f of the elements, one after the other."""
+    """Function values of the elements, one after the other."""
     out = np.empty(arrays[0].shape)
     flat = out.reshape(-1)
     with np.errstate(all="ignore"):
@@ -173,7 +173,11 @@ def _each(f: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
                 result = f(*numbers)
             except (OverflowError, ZeroDivisionError):  # `math` raises where NumPy gives an infinity or NaN
                 result = np.nan
-            if np.ndim(result) or not np.isrealobj(result) or not isinstance(result, (int, float, np.generic, np.ndarray)):
+            if (
+                np.ndim(result)
+                or not np.isrealobj(result)
+                or not isinstance(result, (int, float, np.generic, np.ndarray))
+            ):
                 raise TypeError(f"it must return a real number; got {result!r}")
             flat[i] = result
     return out

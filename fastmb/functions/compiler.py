@@ -1,8 +1,8 @@
 """A user's function compiled by Numba into a callback that takes a block.
 
-`jit` compiles one function of numbers. float32 stays float32: constants of the code are as weak as NumPy says (``0.5 * x``
-has x's dtype), where Numba by itself would go on in float64. Nothing is fused but what says fma, and nothing is
-reordered, so an element has the same bits wherever in a block it stands.
+`jit` compiles one function of numbers. float32 stays float32: constants of the code are as weak as NumPy says
+(``0.5 * x`` has x's dtype), where Numba by itself would go on in float64. Nothing is fused but what says fma, and
+nothing is reordered, so an element has the same bits wherever in a block it stands.
 
 Callbacks are C functions, one per dtype (T):
 
@@ -52,7 +52,8 @@ class Compiled:
 @register_pass(mutates_CFG=False, analysis_only=False)
 class WeakConstants(FunctionPass):
     """Makes constants adopt float32 where the function was given it: floats as float32, small integers as int16, which
-    float32 takes in. Exponents stay integers, since Numba unrolls their powers."""
+    float32 takes in. Exponents stay integers, since Numba unrolls their powers.
+    """
 
     _name = "fastmb_weak_constants"
 
@@ -63,7 +64,9 @@ class WeakConstants(FunctionPass):
         if not any("float32" in str(argument) for argument in state.args):
             return False
         assignments = [a for block in state.func_ir.blocks.values() for a in block.find_insts(ir.Assign)]
-        binary = [a.value for a in assignments if isinstance(a.value, ir.Expr) and a.value.op in ("binop", "inplace_binop")]
+        binary = [
+            a.value for a in assignments if isinstance(a.value, ir.Expr) and a.value.op in ("binop", "inplace_binop")
+        ]
         exponents = {e.rhs.name for e in binary if e.fn in (operator.pow, operator.ipow)}
         changed = False
         for a in assignments:
@@ -104,48 +107,9 @@ def user_jit(f: Callable[..., Any]) -> Any:
 @lru_cache(maxsize=256)
 def compiled(function: Function, dtype: str) -> Compiled:
     """What `Function.compiled` does."""
-    from .duals import dual, slope_of, value_of
-
-    f = user_jit(function.f)
     T = numba.float32 if dtype == "float32" else numba.float64
     cast = np.dtype(dtype).type
-    if function.arity == 1:
-        value = jit(lambda x: cast(f(x)))
-    else:
-        value = jit(lambda z, y: cast(f(z, y)))
-    if function.df is None:
-        if function.arity == 1:
-
-            def both(x):
-                pair = f(dual(x, cast(1)))
-                return cast(value_of(pair)), cast(slope_of(pair))
-        else:
-
-            def both(z, y):
-                pair = f(dual(z, cast(1)), y)
-                return cast(value_of(pair)), cast(slope_of(pair))
-    else:
-        df = user_jit(function.df)
-        if function.takes_value and function.arity == 1:
-
-            def both(x):
-                v = value(x)
-                return v, cast(df(x, v))
-        elif function.takes_value:
-
-            def both(z, y):
-                v = value(z, y)
-                return v, cast(df(z, y, v))
-        elif function.arity == 1:
-
-            def both(x):
-                return value(x), cast(df(x))
-        else:
-
-            def both(z, y):
-                return value(z, y), cast(df(z, y))
-
-    both = jit(both)
+    value, both = (_of_one if function.arity == 1 else _of_two)(function, cast)
     block = numba.njit(error_model="numpy")((_activation_block if function.arity == 1 else _loss_block)(value, both))
     pointer = numba.types.CPointer(T)
     signature = numba.void(pointer, pointer, numba.int64, numba.int64)
@@ -154,6 +118,50 @@ def compiled(function: Function, dtype: str) -> Compiled:
     except Exception as error:  # Numba lets errors of many kinds through
         raise TypeError(f"{function.name} can't be compiled by numba: {error}") from error
     return Compiled(callback.address, callback, block, value, both)
+
+
+def _of_one(function: Function, cast: Any) -> tuple[Any, Any]:
+    """The value of an activation, and the value with the slope, of a number."""
+    from .duals import dual, slope_of, value_of
+
+    f = user_jit(function.f)
+    value = jit(lambda x: cast(f(x)))
+    if function.df is None:
+
+        def differentiated(x):
+            pair = f(dual(x, cast(1)))
+            return cast(value_of(pair)), cast(slope_of(pair))
+
+        return value, jit(differentiated)
+    df = user_jit(function.df)
+
+    def from_value(x):
+        v = value(x)
+        return v, cast(df(x, v))
+
+    return value, jit(from_value if function.takes_value else lambda x: (value(x), cast(df(x))))
+
+
+def _of_two(function: Function, cast: Any) -> tuple[Any, Any]:
+    """The same of a loss, of output and target."""
+    from .duals import dual, slope_of, value_of
+
+    f = user_jit(function.f)
+    value = jit(lambda z, y: cast(f(z, y)))
+    if function.df is None:
+
+        def differentiated(z, y):
+            pair = f(dual(z, cast(1)), y)
+            return cast(value_of(pair)), cast(slope_of(pair))
+
+        return value, jit(differentiated)
+    df = user_jit(function.df)
+
+    def from_value(z, y):
+        v = value(z, y)
+        return v, cast(df(z, y, v))
+
+    return value, jit(from_value if function.takes_value else lambda z, y: (value(z, y), cast(df(z, y))))
 
 
 def _activation_block(value: Any, both: Any) -> Callable[..., None]:

@@ -91,7 +91,7 @@ def parts(x: Any) -> tuple[Any, Any]:
 
 
 def derivative(f: Callable[..., Any]) -> Callable[..., float]:
-    """f' with respect to the first argument."""
+    """The derivative with respect to the first argument."""
     rebound = rebind(f, FUNCTIONS)
 
     def slope(x: float, *others: float) -> float:

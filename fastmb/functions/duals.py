@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from numba.core.typeconv import Conversion
 from numba.core.imputils import lower_cast
+from numba.core.typeconv import Conversion
 from numba.extending import intrinsic, models, register_model
 
 from .compiler import jit, overloaded
@@ -97,8 +97,10 @@ def is_number(*operands: Any) -> bool:
 
 
 def binary(both: Any, left: Any, right: Any) -> Any:
-    """What Numba's `overload` takes for a function of (dual, dual), (dual, number) and (number, dual), from functions of
-    their values and slopes, each giving a pair: both(a, da, b, db), left(a, da, b), right(a, b, db)."""
+    """What Numba's `overload` takes for a function of (dual, dual), (dual, number) and (number, dual).
+
+    Made from functions of values and slopes, each giving a pair: both(a, da, b, db), left(a, da, b), right(a, b, db).
+    """
     both, left, right = jit(both), jit(left), jit(right)
 
     def by_both(x, y):

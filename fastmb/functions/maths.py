@@ -1,8 +1,8 @@
-"""Elementary functions of one number, as expressions that LLVM turns into vector code: Numba's counterpart of csrc/math.inc.
+"""Elementary functions of a number, as expressions that LLVM turns into vector code: csrc/math.inc for Numba.
 
 Every function is + - * / fma, comparisons that select, and operations on the bits: no branch, no table, no libm. Unlike
-those of csrc/math.inc they take any argument, since a user's function may: infinities and NaN give what NumPy gives, but
-for results below the normal numbers, which are 0. Largest errors in units in the last place are in
+those of csrc/math.inc they take any argument, since a user's function may: infinities and NaN give what NumPy gives,
+but for results below the normal numbers, which are 0. Largest errors in units in the last place are in
 tests/test_custom_maths.py, which measures them.
 """
 
@@ -29,7 +29,9 @@ def _llvm(name: str, n: int) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = args[0].type
-        return builder.call(builder.module.declare_intrinsic(name, [number], llvm.FunctionType(number, n * [number])), args)
+        return builder.call(
+            builder.module.declare_intrinsic(name, [number], llvm.FunctionType(number, n * [number])), args
+        )
 
     if n == 1:
         return intrinsic(lambda typingctx, a: (a(a), generate))
@@ -41,9 +43,9 @@ def _llvm(name: str, n: int) -> Any:
 fma, fabs, copysign = _llvm("llvm.fma", 3), _llvm("llvm.fabs", 1), _llvm("llvm.copysign", 2)
 
 
-def _layout(dtype: Any) -> tuple[Any, int, int]:
-    """The integer type of a float's size, the bits of its fraction, its exponent's bias."""
-    return (llvm.IntType(32), 23, 127) if dtype == types.float32 else (llvm.IntType(64), 52, 1023)
+def _layout(dtype: Any) -> tuple[Any, int]:
+    """The integer type of a float's size, and the bits of its fraction."""
+    return (llvm.IntType(32), 23) if dtype == types.float32 else (llvm.IntType(64), 52)
 
 
 @intrinsic
@@ -51,7 +53,7 @@ def power_of_two(typingctx: Any, shifted: Any) -> Any:
     """2^n, from n + 1.5 * 2^fraction + bias: the low bits become the exponent."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integer, fraction, _ = _layout(signature.return_type)
+        integer, fraction = _layout(signature.return_type)
         bits = builder.bitcast(args[0], integer)
         return builder.bitcast(builder.shl(bits, integer(fraction)), args[0].type)
 
@@ -63,7 +65,7 @@ def exponent_and_fraction(typingctx: Any, x: Any) -> Any:
     """(k, m) with x = 2^k m and sqrt(1/2) <= m < sqrt(2), for normal x > 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integer, fraction, bias = _layout(x)
+        integer, fraction = _layout(x)
         bits = builder.bitcast(args[0], integer)
         root = 0x3F3504F3 if fraction == 23 else 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
         high = builder.and_(builder.sub(bits, integer(root)), integer(-1 << fraction))
@@ -192,7 +194,7 @@ def _functions(T: Any) -> dict[str, Any]:
 
     @jit
     def log_ends(x, y):
-        """y for normal x; what the logarithm is elsewhere."""
+        """The logarithm: y for normal x, and what it is elsewhere."""
         y = x if x == inf else y
         y = -inf if x < smallest else y
         return y if x >= -smallest else x - x if x != x else inf - inf
@@ -212,7 +214,7 @@ def _functions(T: Any) -> dict[str, Any]:
 
     @jit
     def tanh(x):
-        p, s, f = exp_parts(-two * fabs(x), zero)
+        p, s, _ = exp_parts(-two * fabs(x), zero)
         return copysign(fma(-s, p, one - s) / fma(s, p, one + s), x)
 
     @jit
@@ -232,7 +234,7 @@ def _functions(T: Any) -> dict[str, Any]:
         size = fabs(x)
         size = far if size > far else size
         square = -size * size  # with what its rounding lost, which the exponential would magnify
-        p, s, f = exp_parts(square, fma(size, size, square))
+        p, s, _ = exp_parts(square, fma(size, size, square))
         tail = two * fma(s, p, s) * tail_p(root2 * size) / tail_q(root2 * size)
         near = one - x * erf_near(x * x)
         return near if size < half else (tail if x > zero else two - tail)
@@ -272,7 +274,7 @@ _BY_TYPE = {types.float32: _functions(np.float32), types.float64: _functions(np.
 _PLAIN = ("sin", "cos", "tan", "arctan", "arcsinh")  # by libm, a number at a time
 
 
-# ---- the functions that stand for NumPy's ------------------------------------------------------------------------------
+# ---- the functions that stand for NumPy's --------------------------------------------------------------------------
 
 
 def _stub(name: str) -> Any:
