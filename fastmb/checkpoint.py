@@ -10,17 +10,18 @@ which it checks as always. Shapes are compared before memory is asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from ._checks import integer, number
 from ._checks import seed as check_seed
 from ._errors import missing_extra, unknown_name
-from ._files import replace
+from ._files import replace, send
 from ._fitting import SLICE, Epoch
 from ._version import __version__
 from .losses import LOSSES
@@ -58,20 +59,36 @@ def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
 
     tensors: Tensors = {}
     text = json.dumps(describe(trainer, tensors), separators=(",", ":"))
-    header: dict[str, Any] = {"__metadata__": {"fastmb": text, "sha256": _digest(text, tensors)}}
+    metadata = {"fastmb": text, "sha256": "0" * 64}  # until it is known: its length doesn't depend on it
+    header: dict[str, Any] = {"__metadata__": metadata}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # all aligned
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
-    front = json.dumps(header, separators=(",", ":")).encode()
-    front += b" " * (-len(front) % 8)
-    if len(front) > _LONGEST:
+    if (size := len(_front(header)) - 8) > _LONGEST:
         rows = len(trainer.history._rows)
-        raise ValueError(
-            f"can't be saved: header of {len(front)} bytes, {_LONGEST} are allowed; history has {rows} rows"
-        )
-    replace(path, [len(front).to_bytes(8, "little"), front, *map(_bytes, tensors.values())])
+        raise ValueError(f"can't be saved: header of {size} bytes, {_LONGEST} are allowed; history has {rows} rows")
+
+    def write(file: BinaryIO) -> None:
+        digest = _meanwhile(lambda: _digest(text, tensors))  # while the disk takes the tensors
+        file.write(_front(header))
+        for tensor in tensors.values():
+            send(file, _bytes(tensor))
+        metadata["sha256"] = digest()
+        file.seek(0)
+        file.write(_front(header))
+
+    replace(path, write)
+
+
+def _front(header: Mapping[str, Any]) -> bytes:
+    """The header as it stands in a file, with its length before it."""
+    import json
+
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
@@ -135,6 +152,23 @@ def _digest(text: str, tensors: Tensors) -> str:
         digest.update(f"{name} {tensor.dtype.name} {tensor.shape}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _meanwhile(work: Callable[[], str]) -> Callable[[], str]:
+    """Start `work` in a thread; what is returned waits for its result."""
+    results: list[str] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    try:
+        thread.start()
+    except RuntimeError:  # as the interpreter ends there are no more threads
+        results.append(work())
+
+    def result() -> str:
+        if not results:
+            thread.join()
+        return results[0]
+
+    return result
 
 
 def _bytes(tensor: np.ndarray) -> memoryview:

@@ -191,6 +191,24 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         mb.load(tmp_path / "file")
 
 
+def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "_CHUNK", 100)
+    trainer = make()
+    trainer.save(tmp_path / "file")
+    assert mb.load(tmp_path / "file").net.flat.tobytes() == trainer.net.flat.tobytes()
+
+
+def test_it_can_be_saved_where_no_thread_can_be_started(tmp_path, monkeypatch):
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    trainer = make()
+    monkeypatch.setattr(threading, "Thread", Refused)
+    trainer.save(tmp_path / "file")
+    assert mb.load(tmp_path / "file").net.flat.tobytes() == trainer.net.flat.tobytes()
+
+
 # ---- crashes ---------------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +258,7 @@ def test_many_may_save_at_once(tmp_path):
     def save(i: int) -> None:
         try:
             for _ in range(10):
-                _files.replace(tmp_path / "file", [data[i][:50_000], data[i][50_000:]])
+                _files.replace(tmp_path / "file", lambda file: file.writelines([data[i][:50_000], data[i][50_000:]]))
                 assert (tmp_path / "file").read_bytes() in data
         except BaseException as error:
             errors.append(error)
