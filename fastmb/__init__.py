@@ -42,6 +42,8 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .integrations import MLflow, OptunaPruning, TensorBoard
+    from .lr_finder import LRFinder, find_lr
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -83,13 +85,16 @@ __all__ = [
     "History",
     "Huber",
     "Identity",
+    "LRFinder",
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "MLflow",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
     "OneCycleLR",
+    "OptunaPruning",
     "PolynomialLR",
     "RMSprop",
     "ReLU",
@@ -101,10 +106,12 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoard",
     "Trainer",
     "WarmUp",
     "__version__",
     "datasets",
+    "find_lr",
     "load",
     "mlp",
     "show_config",
@@ -114,6 +121,8 @@ __all__ = [
 _LAZY = {
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
+    "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
+    "lr_finder": ("LRFinder", "find_lr"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
 }
 

@@ -41,6 +41,7 @@ _MODULES = {cls.__name__: cls for cls in (Linear, Dropout, Softmax, *(type(make(
 _LOSSES = {cls.__name__: cls for cls in LOSSES.values()}
 _OPTIMIZERS = {cls.__name__: cls for cls in OPTIMIZERS.values()}
 _SETTINGS = ("batch_size", "shuffle", "drop_last", "seed", "n_threads", "executor", "input_scale")
+_ORDER = ("batch_size", "shuffle", "drop_last", "seed")  # what mini-batches depend on
 _PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
 _FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
 _SHOWN = 8  # differences that an error lists
@@ -112,13 +113,16 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
     if current is not None and current.done:
         description["position"]["current"] = {name: getattr(current, name) for name in _PLACE}
         tensors["epoch.sums"] = current.sums
-    for prefix, flat in _vectors(trainer):
-        tensors |= {prefix + name: array for name, array in views(flat, net.plan).items()}
+    tensors |= _arrays(trainer)
     return description
 
 
-def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
-    return [("", trainer.net.flat), *((f"state.{k}.", state) for k, state in enumerate(trainer.state))]
+def _arrays(trainer: Trainer) -> Tensors:
+    """Parameters and the optimiser's state by name, all of them views."""
+    found = trainer.net.parameters()
+    for k, state in enumerate(trainer.state):
+        found |= {f"state.{k}.{name}": array for name, array in views(state, trainer.net.plan).items()}
+    return found
 
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
@@ -221,6 +225,33 @@ def load(path: str | os.PathLike[str]) -> Trainer:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
+def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """What `Trainer.load` does."""
+    found = load(path)
+    arrays, kind, other = _arrays(trainer), trainer.optimizer.kind, found.optimizer.kind
+    wrong = _differences(
+        {name: array for name, array in _arrays(found).items() if not name.startswith("state.")},
+        {name: (array.dtype, array.shape) for name, array in arrays.items() if not name.startswith("state.")},
+    )
+    if wrong:
+        raise ValueError(f"{os.fspath(path)} is a checkpoint of another network: {wrong}")
+    if kind != other:
+        saved = f"{type(found.optimizer).__name__} ({other})"
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of another optimiser: it has the state of {saved}, "
+            f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
+        )
+    apart = [name for name in _ORDER if getattr(found, name) != getattr(trainer, name)]
+    if found._current is not None and apart:
+        how = (f"{name} was {getattr(found, name)!r}, is {getattr(trainer, name)!r}" for name in apart)
+        raise ValueError(f"{os.fspath(path)} is in the middle of an epoch of other mini-batches: {'; '.join(how)}")
+    for name, array in _arrays(found).items():
+        arrays[name][...] = array
+    trainer.net.squeeze = found.net.squeeze
+    trainer.t, trainer.epoch, trainer._current = found.t, found.epoch, found._current
+    trainer.history.stopped, trainer.history._rows = found.history.stopped, found.history._rows
+
+
 def _read(data: bytes) -> tuple[dict[str, Any], Tensors]:
     """The description and the tensors in a file, if they are as they were written."""
     import json
@@ -268,15 +299,15 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     dtype = _check_dtype(str(dtype))
     expected = _shapes(_check_modules(modules), dtype, optimizer.n_states)
     others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch."))}
-    _compare({name: tensor for name, tensor in tensors.items() if name not in others}, expected)
+    if wrong := _differences({name: tensor for name, tensor in tensors.items() if name not in others}, expected):
+        raise ValueError(f"tensors don't fit the network: {wrong}")
 
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
     trainer = Trainer(net, loss, optimizer, **settings)
-    for prefix, flat in _vectors(trainer):
-        for name, array in views(flat, net.plan).items():
-            array[:] = tensors[prefix + name]
+    for name, array in _arrays(trainer).items():
+        array[:] = tensors[name]
     trainer.t, trainer.epoch = integer("t", t, 0, 2**62), integer("epoch", epoch, 0, _MOST)
     trainer._current = current
     trainer.history.stopped, trainer.history._rows = _history(history)
@@ -376,8 +407,8 @@ def _shapes(modules: tuple[Module, ...], dtype: np.dtype, n_states: int) -> dict
     return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
 
 
-def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
-    """Raise a `ValueError` that tells which tensors differ from the network's, and how."""
+def _differences(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> str:
+    """Which tensors differ from the network's, and how; nothing if none does."""
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
@@ -388,6 +419,5 @@ def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int,
             wrong.append(f"{name} has shape {tensor.shape}, the network's has {shape}")
         if tensor.dtype != dtype:
             wrong.append(f"{name} is {tensor.dtype.name}, the network's is {dtype.name}")
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise ValueError(f"tensors don't fit the network: {'; '.join(wrong[:_SHOWN])}{more}")
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(wrong[:_SHOWN]) + more

@@ -65,9 +65,17 @@ class History(Mapping[str, list[float]]):
     def __len__(self) -> int:
         return len(self._columns)
 
+    def _shown(self) -> list[list[str]]:
+        """The cells of the last rows."""
+        return [[_text(row.get(name)) for name in self._columns] for row in self._rows[-_SHOWN:]]
+
+    def _repr_html_(self) -> str:
+        from ._html import history
+
+        return history(self)
+
     def __repr__(self) -> str:
-        columns = self._columns
-        shown = [[_text(row.get(name)) for name in columns] for row in self._rows[-_SHOWN:]]
+        columns, shown = self._columns, self._shown()
         widths = [max(map(len, cells)) for cells in zip(columns, *shown, strict=True)]
         lines = ["  ".join(map(str.rjust, cells, widths)) for cells in [columns, *shown]]
         if hidden := len(self._rows) - len(shown):
