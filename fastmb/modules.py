@@ -95,7 +95,7 @@ class Activation(Module):
 
 
 class Identity(Activation):
-    """x."""
+    """The input as it is."""
 
     kind = "identity"
     gain = 1.0
