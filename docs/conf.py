@@ -12,7 +12,6 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
@@ -39,6 +38,17 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"fastmb {release}"
 html_show_sourcelink = False
 html_show_sphinx = False
+
+
+def _inside(app, docname, source):  # noqa: ARG001
+    """Links that leave this folder lead to the page that includes what they lead to."""
+    source[0] = source[0].replace("](../CHANGELOG.md", "](changes.md")
+
+
+def setup(app):  # noqa: D103
+    app.connect("source-read", _inside)

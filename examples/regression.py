@@ -6,8 +6,8 @@ Ten columns, of which five matter: Friedman's function, with noise.
 """
 
 # %%
-# :math:`y = 10 \sin(\pi x_0 x_1) + 20 (x_2 - 1/2)^2 + 10 x_3 + 5 x_4 + \epsilon` [Friedman1991]_. Scaling the target to
-# unit size lets the usual learning rates work.
+# The target is ``10 sin(pi x0 x1) + 20 (x2 - 1/2)^2 + 10 x3 + 5 x4``, and noise of unit size [Friedman1991]_. Scaled to
+# unit size itself, it lets the usual learning rates work.
 
 import fastmb as mb
 import matplotlib.pyplot as plt
@@ -42,9 +42,7 @@ history = trainer.fit(
     callbacks=[stopping],
     verbose=0,
 )
-print(
-    f"best epoch: {stopping.best_epoch}; {trainer.evaluate(X[3000:], target[3000:])}"
-)
+print(f"epoch {stopping.best_epoch}: {trainer.evaluate(X[3000:], target[3000:])}")
 print(f"the noise allows an r2 of {1 - 1 / y[3000:].var():.3f}")
 
 # %%
@@ -59,9 +57,7 @@ left.set_xlabel("target")
 left.set_ylabel("predicted")
 
 grid = np.full((50 * 50, 10), 0.5)
-grid[:, :2] = np.stack(np.meshgrid(*[np.linspace(0, 1, 50)] * 2), axis=-1).reshape(
-    -1, 2
-)
+grid[:, 0], grid[:, 1] = map(np.ravel, np.meshgrid(*[np.linspace(0, 1, 50)] * 2))
 surface = net.predict(grid).reshape(50, 50) * scale + mean
 image = right.contourf(surface, levels=12, extent=(0, 1, 0, 1))
 right.set_xlabel("$x_0$")

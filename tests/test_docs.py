@@ -23,6 +23,12 @@ def test_they_are_here():
     assert len(EXAMPLES) >= 5
 
 
+def test_every_public_name_is_in_the_reference():
+    listed = (HERE / "docs" / "api.md").read_text(encoding="utf-8").split()
+    assert not set(mb.__all__) - {"__version__", "datasets"} - set(listed)
+    assert not {f"datasets.{name}" for name in mb.datasets.__all__} - set(listed)
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """In a folder of its own, without windows."""
