@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 _LONGEST = 500  # characters of a parameter that every MLflow server takes
-_SETTINGS = ("batch_size", "shuffle", "drop_last", "seed", "input_scale")
 _writers = count()  # several in one process and second need file names of their own
 
 
@@ -235,6 +234,8 @@ def _imported(package: str, extra: str, purpose: str) -> Any:
 
 def _settings(trainer: Trainer) -> dict[str, str]:
     """What a run is told by: the parts of a trainer, and the optimiser's parameters under their own names."""
+    from .checkpoint import _SETTINGS
+
     net, optimizer = trainer.net, trainer.optimizer
     found: dict[str, object] = {
         "net": ", ".join(map(repr, net.modules)),

@@ -215,5 +215,5 @@ def _copy(trainer: Trainer, lrs: np.ndarray) -> Trainer:
     first, last = trainer.t, len(lrs) - 1
     optimizer = replace(trainer.optimizer, lr=lambda t: float(lrs[min(t - first, last)]))
     again: Trainer = type(trainer).__new__(type(trainer))
-    again.__setstate__(state | {"optimizer": optimizer, "history": History(), "_current": None})
+    again.__setstate__(state | {"optimizer": optimizer, "history": History(), "_current": None, "_pending": None})
     return again
