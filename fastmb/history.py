@@ -152,7 +152,9 @@ class History(Mapping[str, list[float]]):
         if ax is None:
             _, ax = plt.subplots()
         lines: list[Any] = []
-        for name in self._columns[1 : -len(_LAST)]:
+        for name in self._columns:
+            if not name.endswith("loss") and not name.startswith("val_"):
+                continue
             on = ax if name.endswith("loss") else ax.twinx()
             style = "-" if on is ax else "--"
             lines += on.plot(self["epoch"], self[name], style, color=f"C{len(lines)}", label=name)

@@ -257,6 +257,17 @@ def test_a_checkpoint_of_another_network_is_told_by_its_parameters(tmp_path, net
     assert everything(trainer) == before
 
 
+def test_gradients_that_were_not_applied_come_too(tmp_path):
+    trainer, other = make(), make()
+    trainer.accumulate(X[:20], Y[:20])
+    trainer.save(tmp_path / "file")
+    other.accumulate(X[20:30], Y[20:30])
+    other.load(tmp_path / "file")
+    for each in (trainer, other):
+        each.apply()
+    assert everything(other) == everything(trainer)
+
+
 def test_a_checkpoint_of_another_optimiser_is_told(tmp_path):
     make().save(tmp_path / "file")
     message = r"another optimiser: it has the state of Adam \(adam\), this trainer takes that of SGD \(momentum\)"
