@@ -18,11 +18,12 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
-from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
+from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
     GELU,
     SELU,
+    Activation,
     Dropout,
     Identity,
     LeakyReLU,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .integrations import MLflow, OptunaPruning, TensorBoard
+    from .lr_finder import LRFinder, find_lr
     from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
@@ -71,6 +74,7 @@ __all__ = [
     "SELU",
     "SGD",
     "SWA",
+    "Activation",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -92,15 +96,19 @@ __all__ = [
     "History",
     "Huber",
     "Identity",
+    "LRFinder",
     "LeakyReLU",
     "Linear",
     "LinearLR",
     "Lion",
+    "Loss",
+    "MLflow",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
     "NAdam",
     "OneCycleLR",
+    "OptunaPruning",
     "PolynomialLR",
     "RAdam",
     "RMSprop",
@@ -114,12 +122,14 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoard",
     "Trainer",
     "WarmUp",
     "__version__",
     "advise_batch_size",
     "branch_test",
     "datasets",
+    "find_lr",
     "load",
     "mlp",
     "show_config",
@@ -131,6 +141,8 @@ _LAZY = {
     "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
+    "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
+    "lr_finder": ("LRFinder", "find_lr"),
     "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
