@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .averaging import EMA, SWA
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
-    from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
+    from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -71,6 +71,7 @@ __all__ = [
     "SGD",
     "SWA",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -97,6 +98,7 @@ __all__ = [
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "Muon",
     "NAdam",
     "OneCycleLR",
     "PolynomialLR",
@@ -126,7 +128,7 @@ _LAZY = {
     "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
-    "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
+    "optim": ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Lion", "Muon", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
 
