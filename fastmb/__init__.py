@@ -18,11 +18,12 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
-from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
+from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
     GELU,
     SELU,
+    Activation,
     Dropout,
     Identity,
     LeakyReLU,
@@ -41,6 +42,7 @@ from .trainer import Trainer
 
 if TYPE_CHECKING:
     from .averaging import EMA, SWA
+    from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
     from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
@@ -70,6 +72,7 @@ __all__ = [
     "SELU",
     "SGD",
     "SWA",
+    "Activation",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -77,6 +80,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "BCEWithLogits",
+    "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
     "ChainedScheduler",
@@ -95,6 +99,7 @@ __all__ = [
     "Linear",
     "LinearLR",
     "Lion",
+    "Loss",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
@@ -117,6 +122,8 @@ __all__ = [
     "Trainer",
     "WarmUp",
     "__version__",
+    "advise_batch_size",
+    "branch_test",
     "datasets",
     "load",
     "mlp",
@@ -125,6 +132,7 @@ __all__ = [
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
+    "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
     "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),

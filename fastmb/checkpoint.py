@@ -129,6 +129,11 @@ def _prefixes(n_states: int, average: bool, pending: bool) -> list[str]:
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
     name = type(thing).__name__
+    if getattr(thing, "function", None) is not None:
+        raise TypeError(
+            f"{where} can't be saved: {thing!r} is made of a Python function, which a checkpoint doesn't hold; "
+            "pickle holds it, if it can be imported"
+        )
     if table.get(name) is not type(thing):
         raise TypeError(f"{where} can't be saved: {name} is not one of {', '.join(table)}")
     parameters = (field.name for field in fields(table[name]) if field.init)

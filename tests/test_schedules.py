@@ -119,6 +119,12 @@ def test_cosines_are_right_to_two_ulps_of_1():
     assert np.abs(_arithmetic.cospi(x)).max() == 1
 
 
+def test_logarithms_are_right_to_three_ulps():
+    x = np.concatenate([np.linspace(0, 3, 10001)[1:], 1 - np.arange(1, 99) * 2.0**-53, 2.0 ** np.arange(-1070, 1024)])
+    np.testing.assert_array_max_ulp(_arithmetic.log(x), np.log(x), maxulp=3)
+    assert _arithmetic.log(np.ones(1)).tolist() == [0]
+
+
 @pytest.mark.parametrize("exponent", [0, 0.5, 1, 2, 0.9, 1 / 3, 2.3, 7.75, 30.1])
 def test_real_powers_are_right_to_an_ulp_per_product(exponent):
     bases = np.linspace(0, 1, 1001)

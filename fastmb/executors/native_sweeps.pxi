@@ -277,7 +277,9 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
     cdef double scale
     cdef int64_t j
     for i in range(n_ops):
-        if ops[i].kind != DROPOUT:
+        if ops[i].kind == CUSTOM:
+            ops[i].function(a, d, n * e.rb, FMB_VALUE if d == NULL else FMB_SLOPE if first else FMB_TIMES_SLOPE)
+        elif ops[i].kind != DROPOUT:
             e.k.activation(ops[i].kind, ops[i].value, a, d, n * e.rb, first)
         elif training:
             threshold, scale = ops[i].threshold, ops[i].scale
@@ -486,7 +488,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 columns *= rows
                 rows = 1
             if run.stats != NULL and not run.stored:
-                e.tile_squares[tile] = e.k.squares(me.tile, rows, columns, e.rb)
+                e.tile_squares[tile] = e.k.tile_squares(me.tile, rows, columns, e.rb)
             _update(e, run, s, &into, m * s.n_out + panel * e.rb, rows, columns, me.tile, e.rb)
             tile += 1
         i += 1
@@ -648,7 +650,7 @@ cdef void _apply_gradient(Engine *e, Run *run, int64_t step, double weight, int 
             s = _chunk(e, c, &at, &n)
             g = run.gradient + (s.offset + at) * e.size
             _mean(e, run, &e.workers[tid], step, divide, s, at, n)
-            e.chunk_squares[c] = e.k.squares(g, 1, n, n)
+            e.chunk_squares[c] = e.k.squares(g, n)
         fmb_barrier_wait(&e.barrier, tid, threads)
         memset(lanes, 0, sizeof(lanes))
         for c in range(e.total_chunks):
