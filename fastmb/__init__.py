@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .integrations import MLflow, OptunaPruning, TensorBoard
+    from .lr_finder import LRFinder, find_lr
     from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
@@ -95,17 +97,20 @@ __all__ = [
     "History",
     "Huber",
     "Identity",
+    "LRFinder",
     "LeakyReLU",
     "Linear",
     "LinearLR",
     "Lion",
     "Loss",
+    "MLflow",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
     "Muon",
     "NAdam",
     "OneCycleLR",
+    "OptunaPruning",
     "PolynomialLR",
     "RAdam",
     "RMSprop",
@@ -119,12 +124,14 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoard",
     "Trainer",
     "WarmUp",
     "__version__",
     "advise_batch_size",
     "branch_test",
     "datasets",
+    "find_lr",
     "load",
     "mlp",
     "show_config",
@@ -136,6 +143,8 @@ _LAZY = {
     "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
+    "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
+    "lr_finder": ("LRFinder", "find_lr"),
     "optim": ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Lion", "Muon", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }

@@ -11,10 +11,11 @@ called with its parameters, which it checks as always. Shapes are compared befor
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from . import _gradient_stats
 from ._checks import integer, number
 from ._checks import seed as check_seed
 from ._errors import missing_extra, unknown_name
-from ._files import replace
+from ._files import replace, send
 from ._fitting import SLICE, Epoch
 from ._per_example import Pending
 from ._version import __version__
@@ -48,6 +49,8 @@ _SETTINGS = (
     *("max_grad_norm", "clip_value", "clip_per_example", "noise_multiplier", "secure", "sampling", "gradient_stats"),
 )
 _FLAGS = ("shuffle", "drop_last", "secure", "gradient_stats")
+_ORDER = ("batch_size", "accumulate_steps", "shuffle", "drop_last", "seed", "sampling", "gradient_stats")  # of an epoch
+_BESIDE = ("state.", "pending.")  # prefixes of what is as large as the network, but none of it
 _PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
 _FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
 _SHOWN = 8  # differences that an error lists
@@ -66,20 +69,36 @@ def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
 
     tensors: Tensors = {}
     text = json.dumps(describe(trainer, tensors), separators=(",", ":"))
-    header: dict[str, Any] = {"__metadata__": {"fastmb": text, "sha256": _digest(text, tensors)}}
+    metadata = {"fastmb": text, "sha256": "0" * 64}  # until it is known: its length doesn't depend on it
+    header: dict[str, Any] = {"__metadata__": metadata}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # all aligned
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
-    front = json.dumps(header, separators=(",", ":")).encode()
-    front += b" " * (-len(front) % 8)
-    if len(front) > _LONGEST:
+    if (size := len(_front(header)) - 8) > _LONGEST:
         rows = len(trainer.history._rows)
-        raise ValueError(
-            f"can't be saved: header of {len(front)} bytes, {_LONGEST} are allowed; history has {rows} rows"
-        )
-    replace(path, [len(front).to_bytes(8, "little"), front, *map(_bytes, tensors.values())])
+        raise ValueError(f"can't be saved: header of {size} bytes, {_LONGEST} are allowed; history has {rows} rows")
+
+    def write(file: BinaryIO) -> None:
+        digest = _meanwhile(lambda: _digest(text, tensors))  # while the disk takes the tensors
+        file.write(_front(header))
+        for tensor in tensors.values():
+            send(file, _bytes(tensor))
+        metadata["sha256"] = digest()
+        file.seek(0)
+        file.write(_front(header))
+
+    replace(path, write)
+
+
+def _front(header: Mapping[str, Any]) -> bytes:
+    """The header as it stands in a file, with its length before it."""
+    import json
+
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
@@ -110,8 +129,7 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
         description["position"]["pending"] = {"weight": trainer._pending.weight, "rows": trainer._pending.rows}
     if trainer.history.example_norms is not None:
         tensors["history.example_norms"] = trainer.history.example_norms
-    for prefix, flat in _vectors(trainer):
-        tensors |= {prefix + name: array for name, array in views(flat, net.plan).items()}
+    tensors |= _arrays(trainer)
     return description
 
 
@@ -125,6 +143,14 @@ def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
 def _prefixes(n_states: int, average: bool, pending: bool) -> list[str]:
     """What names begin with: of parameters, of the optimiser's state, of their average, of gradients that wait."""
     return ["", *(f"state.{k}." for k in range(n_states)), *["average."] * average, *["pending."] * pending]
+
+
+def _arrays(trainer: Trainer) -> Tensors:
+    """Parameters, the optimiser's state, an average and gradients that wait, by name, all of them views."""
+    found: Tensors = {}
+    for prefix, flat in _vectors(trainer):
+        found |= {prefix + name: array for name, array in views(flat, trainer.net.plan).items()}
+    return found
 
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
@@ -163,6 +189,23 @@ def _digest(text: str, tensors: Tensors) -> str:
         digest.update(f"{name} {tensor.dtype.name} {tensor.shape}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _meanwhile(work: Callable[[], str]) -> Callable[[], str]:
+    """Start `work` in a thread; what is returned waits for its result."""
+    results: list[str] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    try:
+        thread.start()
+    except RuntimeError:  # as the interpreter ends there are no more threads
+        results.append(work())
+
+    def result() -> str:
+        if not results:
+            thread.join()
+        return results[0]
+
+    return result
 
 
 def _bytes(tensor: np.ndarray) -> memoryview:
@@ -215,6 +258,35 @@ def load(path: str | os.PathLike[str]) -> Trainer:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
+def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """What `Trainer.load` does."""
+    found = load(path)
+    arrays, theirs = _arrays(trainer), _arrays(found)
+    kind, other = trainer.optimizer.kind, found.optimizer.kind
+    wrong = _differences(
+        {name: array for name, array in theirs.items() if not name.startswith(_BESIDE)},
+        {name: (array.dtype, array.shape) for name, array in arrays.items() if not name.startswith(_BESIDE)},
+    )
+    if wrong:
+        raise ValueError(f"{os.fspath(path)} is a checkpoint of another network: {wrong}")
+    if kind != other:
+        saved = f"{type(found.optimizer).__name__} ({other})"
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of another optimiser: it has the state of {saved}, "
+            f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
+        )
+    apart = [name for name in _ORDER if getattr(found, name) != getattr(trainer, name)]
+    if found._current is not None and apart:
+        how = (f"{name} was {getattr(found, name)!r}, is {getattr(trainer, name)!r}" for name in apart)
+        raise ValueError(f"{os.fspath(path)} is in the middle of an epoch of other mini-batches: {'; '.join(how)}")
+    for name, array in arrays.items():
+        if not name.startswith("pending."):
+            array[...] = theirs[name]
+    trainer.net.squeeze, trainer._pending = found.net.squeeze, found._pending
+    trainer.t, trainer.epoch, trainer._current = found.t, found.epoch, found._current
+    vars(trainer.history).update(vars(found.history))
+
+
 def _read(data: bytes) -> tuple[dict[str, Any], Tensors]:
     """The description and the tensors in a file, if they are as they were written."""
     import json
@@ -265,7 +337,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     prefixes = _prefixes(optimizer.n_states, average is not None, pending is not None)
     expected = _shapes(_check_modules(modules), dtype, prefixes)
     others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch.", "history."))}
-    _compare({name: tensor for name, tensor in tensors.items() if name not in others}, expected)
+    if wrong := _differences({name: tensor for name, tensor in tensors.items() if name not in others}, expected):
+        raise ValueError(f"tensors don't fit the network: {wrong}")
 
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
@@ -275,9 +348,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
         weight, rows = _entries(pending, ("weight", "rows"), "position.pending")
         weight, rows = number("weight", weight, "[0, inf)"), integer("rows", rows, 1, _MOST)
         trainer._pending = Pending(np.zeros_like(net.flat), weight, rows)
-    for prefix, flat in _vectors(trainer):
-        for name, array in views(flat, net.plan).items():
-            array[:] = tensors[prefix + name]
+    for name, array in _arrays(trainer).items():
+        array[:] = tensors[name]
     trainer.t, trainer.epoch = integer("t", t, 0, 2**62), integer("epoch", epoch, 0, _MOST)
     trainer._current = current
     trainer.history.stopped, trainer.history._rows = _history(history)
@@ -390,8 +462,8 @@ def _shapes(
     return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
 
 
-def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
-    """Raise a `ValueError` that tells which tensors differ from the network's, and how."""
+def _differences(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> str:
+    """Which tensors differ from the network's, and how; nothing if none does."""
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
@@ -402,6 +474,5 @@ def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int,
             wrong.append(f"{name} has shape {tensor.shape}, the network's has {shape}")
         if tensor.dtype != dtype:
             wrong.append(f"{name} is {tensor.dtype.name}, the network's is {dtype.name}")
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise ValueError(f"tensors don't fit the network: {'; '.join(wrong[:_SHOWN])}{more}")
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(wrong[:_SHOWN]) + more

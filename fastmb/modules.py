@@ -157,7 +157,7 @@ class Activation(Module):
 
 @dataclass(frozen=True, repr=False)
 class Identity(Activation):
-    """x."""
+    """The input as it is."""
 
     kind = "identity"
     gain = 1.0

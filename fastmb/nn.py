@@ -288,6 +288,11 @@ class Sequential:
         lines = (f"  ({i}): {module!r}" for i, module in enumerate(self.modules))
         return "\n".join(["Sequential(", *lines, ")"])
 
+    def _repr_html_(self) -> str:
+        from ._html import network
+
+        return network(self)
+
     def summary(self, batch_size: int | None = None, optimizer: str | Optimizer | None = None) -> str:
         """A table of the modules, the shapes of their outputs and their parameters.
 
@@ -295,6 +300,20 @@ class Sequential:
         the peak memory of a fit with `optimizer` (a name or an instance; default: Adam), data not counted.
         """
         rows = "n" if batch_size is None else str(_checks.integer("batch_size", batch_size, 1))
+        table = self._table(rows)
+        a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
+        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        lines.append(self._size())
+        if batch_size is not None:
+            lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
+            chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
+            name = type(chosen).__name__
+            states = chosen.n_states + (not chosen.fused)  # and the gradient
+            lines.append(f"{memory.forecast(self.plan, batch_size, states)} in a fit with {name}")
+        return "\n".join(lines)
+
+    def _table(self, rows: str) -> list[tuple[str, str, str, str]]:
+        """Heads, then one line a module: its number, itself, the shape of its output, its parameters."""
         table = [("", "module", "output", "parameters")]
         width = self.plan.n_features
         for i, module in enumerate(self.modules):
@@ -303,18 +322,11 @@ class Sequential:
                 width = module.out_features
                 count = (module.in_features + module.bias) * width
             table.append((str(i), repr(module), f"({rows}, {width})", f"{count:,}" if count else ""))
-        a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
-        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        return table
+
+    def _size(self) -> str:
         total = sum(stage.size for stage in self.plan.stages)
-        lines.append(f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB")
-        if batch_size is not None:
-            lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
-            chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
-            name = type(chosen).__name__
-            lines.append(
-                f"{memory.forecast(self.plan, batch_size, chosen.n_states + (not chosen.fused))} in a fit with {name}"
-            )
-        return "\n".join(lines)
+        return f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB"
 
 
 def mlp(

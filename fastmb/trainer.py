@@ -243,6 +243,11 @@ class Trainer(PerExample, Averaged):
         settings = f"{self.loss!r}, {self.optimizer!r}, batch_size={self.batch_size}"
         return f"Trainer({settings}, executor={self.executor!r}): {self.epoch} epochs, {self.t} updates"
 
+    def _repr_html_(self) -> str:
+        from ._html import trainer
+
+        return trainer(self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of this trainer to a file, from which `fastmb.load` makes it again, in the middle of an epoch too.
 
@@ -262,6 +267,41 @@ class Trainer(PerExample, Averaged):
         with self._lock:
             self._check_own_weights()
             checkpoint.save(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint that a trainer like this one has saved.
+
+        Parameters, optimiser state, position and history are the file's; loss, hyper-parameters and settings stay as
+        they are. `fastmb.load` makes a trainer with all that is in the file instead.
+
+        Raises
+        ------
+        ValueError
+            If it is a checkpoint of another network (the message tells which parameters differ, and how) or of an
+            optimiser with another state; if it is in the middle of an epoch of other mini-batches; if it is damaged or
+            no checkpoint. Nothing is changed then.
+        OSError
+            If the file can't be read.
+        ImportError
+            If safetensors isn't installed: ``pip install 'fastmb[checkpoint]'``.
+
+        Examples
+        --------
+        >>> import fastmb as mb, os, tempfile
+        >>> X, y = mb.datasets.load_digits()
+        >>> slow, fast = (mb.Trainer(mb.mlp([64, 32, 10]), "cross_entropy", mb.SGD(lr)) for lr in (0.01, 0.1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     slow.fit(X, y, max_epochs=1, verbose=0).stopped
+        ...     slow.save(os.path.join(folder, "slow"))
+        ...     fast.load(os.path.join(folder, "slow"))
+        'max_epochs'
+        >>> fast.epoch
+        1
+        """
+        from . import checkpoint
+
+        with self._lock:
+            checkpoint.load_into(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Train on one mini-batch, all rows of `X` in their order, and return its mean loss before the update.
@@ -431,13 +471,20 @@ class Trainer(PerExample, Averaged):
                 )
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
             self._check_length(self.t + max_epochs * steps - under_way)
-            for callback in callbacks:
-                callback.on_fit_begin(self, metrics)
-            self.history.stopped = None
-            fitting = Fitting(self, batches, steps, begin + limit, callbacks)
-            self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
-            for callback in callbacks:
-                callback.on_fit_end(self)
+            try:
+                for callback in callbacks:
+                    callback.on_fit_begin(self, metrics)
+                self.history.stopped = None
+                fitting = Fitting(self, batches, steps, begin + limit, callbacks)
+                self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
+            except BaseException as error:
+                for callback in callbacks:
+                    callback.on_exception(self, error)
+                raise
+            if callbacks:
+                from .callbacks import end_fit
+
+                end_fit(self, callbacks)
             return self.history
 
     def _check_length(self, steps: int) -> None:
