@@ -64,6 +64,8 @@ OPTIMIZERS = [
     mb.RAdam(0.01, weight_decay=SCHEDULE),
     mb.Adamax(0.01, betas=(SCHEDULE, 0.99)),
     mb.Adadelta(),
+    mb.Adafactor(0.1),
+    mb.Muon(0.1, adamw_names=["3.*"], adamw_lr=SCHEDULE, groups={"0.*": {"lr": 0.5}}),
     mb.Lion(groups=[("*.bias", {"lr": 3, "weight_decay": 0}), ("0.*", {"lr": 0})]),
 ]
 
