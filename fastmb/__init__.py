@@ -36,14 +36,17 @@ from .modules import (
     Tanh,
 )
 from .nn import Sequential, mlp
-from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from .averaging import EMA, SWA
+    from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
     from .integrations import MLflow, OptunaPruning, TensorBoard
     from .lr_finder import LRFinder, find_lr
+    from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
         MultiStepLR,
         OneCycleLR,
         PolynomialLR,
+        ReduceLROnPlateau,
         SequentialLR,
         StepLR,
         WarmUp,
@@ -62,15 +66,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ELU",
+    "EMA",
     "GELU",
     "MAE",
     "MSE",
     "SELU",
     "SGD",
+    "SWA",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "BCEWithLogits",
+    "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
     "ChainedScheduler",
@@ -89,15 +98,19 @@ __all__ = [
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "Lion",
     "MLflow",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "NAdam",
     "OneCycleLR",
     "OptunaPruning",
     "PolynomialLR",
+    "RAdam",
     "RMSprop",
     "ReLU",
+    "ReduceLROnPlateau",
     "Sequential",
     "SequentialLR",
     "SiLU",
@@ -110,6 +123,8 @@ __all__ = [
     "Trainer",
     "WarmUp",
     "__version__",
+    "advise_batch_size",
+    "branch_test",
     "datasets",
     "find_lr",
     "load",
@@ -119,11 +134,14 @@ __all__ = [
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
+    "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
+    "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
     "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
     "lr_finder": ("LRFinder", "find_lr"),
-    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
+    "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
+    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
 
 

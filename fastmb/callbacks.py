@@ -78,7 +78,8 @@ class EarlyStopping(Callback):
         An improvement is by more than this.
     restore_best : bool, default False
         Whether the network has the weights of the best epoch when the fit has ended, for whatever reason, unless that
-        is in the middle of an epoch. The optimiser's state and the position are those of the last epoch.
+        is in the middle of an epoch: those that were validated, with an `EMA` the average. The optimiser's state and
+        the position are those of the last epoch.
 
     Attributes
     ----------
@@ -119,9 +120,9 @@ class EarlyStopping(Callback):
         if improved(self.monitor, row[self.monitor], self.best, self.min_delta):
             self.best, self.best_epoch, self._waited = row[self.monitor], int(row["epoch"]), 0
             if self.restore_best and self._weights is None:
-                self._weights = trainer.net.flat.copy()
+                self._weights = trainer._validated_flat().copy()
             elif self._weights is not None:
-                self._weights[:] = trainer.net.flat
+                self._weights[:] = trainer._validated_flat()
             return None
         self._waited += 1
         return "early_stopping" if self._waited >= self.patience else None

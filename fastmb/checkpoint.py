@@ -1,11 +1,11 @@
 """Checkpoints: a trainer, whole, in a safetensors file; `Trainer.save` writes it, `load` reads it.
 
-The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the sums of an epoch
-that is under way ("epoch.sums"), gradients that wait ("pending.0.weight"), and the arrays that modules and losses were
-given ("net.0.init", "loss.pos_weight"). The metadata has the entry "fastmb", JSON that describes the rest, and
-"sha256", of that text and all tensors: it finds damage, not forgery. Nothing in the file is run: a class is named,
-looked up in a table, and called with its parameters, which it checks as always. Shapes are compared before memory is
-asked for.
+The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the average of the
+parameters that a trainer may keep ("average.0.weight"), the sums of an epoch that is under way ("epoch.sums"),
+gradients that wait ("pending.0.weight"), and the arrays that modules and losses were given ("net.0.init",
+"loss.pos_weight"). The metadata has the entry "fastmb", JSON that describes the rest, and "sha256", of that text and
+all tensors: it finds damage, not forgery. Nothing in the file is run: a class is named, looked up in a table, and
+called with its parameters, which it checks as always. Shapes are compared before memory is asked for.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from ._files import replace, send
 from ._fitting import SLICE, Epoch
 from ._per_example import Pending
 from ._version import __version__
+from .averaging import AVERAGES
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
 from .nn import Sequential, _check_dtype, _check_modules
 from .optim import OPTIMIZERS
 from .plan import views
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -49,7 +50,7 @@ _SETTINGS = (
 )
 _FLAGS = ("shuffle", "drop_last", "secure", "gradient_stats")
 _ORDER = ("batch_size", "accumulate_steps", "shuffle", "drop_last", "seed", "sampling", "gradient_stats")  # of an epoch
-_BESIDE = ("state.", "pending.")  # prefixes of what is as large as the network, but none of it
+_BESIDE = ("state.", "average.", "pending.")  # prefixes of what is as large as the network, but none of it
 _PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
 _FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
 _SHOWN = 8  # differences that an error lists
@@ -114,6 +115,7 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
         },
         "loss": _spec(trainer.loss, _LOSSES, "loss", tensors),
         "optimizer": _spec(trainer.optimizer, _OPTIMIZERS, "optimizer", tensors),
+        "average": None if trainer.average is None else _spec(trainer.average, AVERAGES, "average", tensors),
         "trainer": {name: getattr(trainer, name) for name in _SETTINGS},
         "position": {"t": trainer.t, "epoch": trainer.epoch, "current": None, "pending": None},
         "history": {"stopped": trainer.history.stopped, "rows": trainer.history._rows},
@@ -131,15 +133,22 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
     return description
 
 
+def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
+    average, pending = trainer.average is not None, trainer._pending
+    waiting = [] if pending is None else [pending.flat]
+    prefixes = _prefixes(trainer.optimizer.n_states, average, pending is not None)
+    return list(zip(prefixes, [trainer.net.flat, *trainer.state, *waiting], strict=True))
+
+
 def _arrays(trainer: Trainer) -> Tensors:
-    """Parameters, the optimiser's state and a gradient not yet applied by name, all of them views."""
-    vectors = [(f"state.{k}.", state) for k, state in enumerate(trainer.state)]
-    if trainer._pending is not None:
-        vectors.append(("pending.", trainer._pending.flat))
-    found = trainer.net.parameters()
-    for prefix, flat in vectors:
-        found |= {prefix + name: array for name, array in views(flat, trainer.net.plan).items()}
-    return found
+    """What `_vectors` hold by name, as views."""
+    vectors = [(prefix, views(flat, trainer.net.plan)) for prefix, flat in _vectors(trainer)]
+    return {prefix + name: array for prefix, named in vectors for name, array in named.items()}
+
+
+def _prefixes(n_states: int, average: bool, pending: bool) -> list[str]:
+    """What names begin with: of parameters, of the optimiser's state, of their average, of gradients that wait."""
+    return ["", *(f"state.{k}." for k in range(n_states)), *["average."] * average, *["pending."] * pending]
 
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def _value(value: Any, where: str, tensors: Tensors) -> Any:
     if isinstance(value, np.ndarray):
         tensors[where] = np.ascontiguousarray(value)
         return {"tensor": where}
-    if isinstance(value, Schedule):
+    if type(value) in SCHEDULES.values():
         return _spec(value, SCHEDULES, where, tensors)
     if isinstance(value, tuple):
         return [_value(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
@@ -259,6 +268,11 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)} is a checkpoint of another optimiser: it has the state of {saved}, "
             f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
         )
+    if type(found.average) is not type(trainer.average):
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of a trainer with average={found.average!r}; this one's is "
+            f"{trainer.average!r}"
+        )
     apart = [name for name in _ORDER if getattr(found, name) != getattr(trainer, name)]
     if found._current is not None and apart:
         how = (f"{name} was {getattr(found, name)!r}, is {getattr(trainer, name)!r}" for name in apart)
@@ -266,7 +280,7 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     for name, array in arrays.items():
         if not name.startswith("pending."):
             array[...] = theirs[name]
-    trainer.net.squeeze, trainer._pending = found.net.squeeze, found._pending
+    trainer.net.squeeze, trainer._pending, trainer._standing = found.net.squeeze, found._pending, None
     trainer.t, trainer.epoch, trainer._current = found.t, found.epoch, found._current
     vars(trainer.history).update(vars(found.history))
 
@@ -301,13 +315,14 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
 
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"written in another format than {FORMAT}, which this version of fastmb ({__version__}) reads")
-    names = ("format", "version", "net", "loss", "optimizer", "trainer", "position", "history")
-    _, _, about, loss, optimizer, settings, position, history = _entries(description, names, "fastmb")
+    names = ("format", "version", "net", "loss", "optimizer", "average", "trainer", "position", "history")
+    _, _, about, loss, optimizer, average, settings, position, history = _entries(description, names, "fastmb")
     modules, seed, dtype, squeeze = _entries(about, ("modules", "seed", "dtype", "squeeze"), "net")
     parts = modules if isinstance(modules, list) else []
     modules = tuple(_built(spec, _MODULES, f"net.{i}", tensors) for i, spec in enumerate(parts))
     loss = _built(loss, _LOSSES, "loss", tensors)
     optimizer = _built(optimizer, _OPTIMIZERS, "optimizer", tensors)
+    average = None if average is None else _built(average, AVERAGES, "average", tensors)
     settings = dict(zip(_SETTINGS, _entries(settings, _SETTINGS, "trainer"), strict=True))
     for name in _FLAGS:
         _check_bool(settings[name], f"trainer.{name}")
@@ -317,7 +332,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     current = None if place is None else _current(place, rows, settings, tensors)
 
     dtype = _check_dtype(str(dtype))
-    expected = _shapes(_check_modules(modules), dtype, optimizer.n_states, pending is not None)
+    prefixes = _prefixes(optimizer.n_states, average is not None, pending is not None)
+    expected = _shapes(_check_modules(modules), dtype, prefixes)
     others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch.", "history."))}
     if wrong := _differences({name: tensor for name, tensor in tensors.items() if name not in others}, expected):
         raise ValueError(f"tensors don't fit the network: {wrong}")
@@ -325,7 +341,7 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
-    trainer = Trainer(net, loss, optimizer, **settings)
+    trainer = Trainer(net, loss, optimizer, average=average, **settings)
     if pending is not None:
         weight, rows = _entries(pending, ("weight", "rows"), "position.pending")
         weight, rows = number("weight", weight, "[0, inf)"), integer("rows", rows, 1, _MOST)
@@ -432,16 +448,15 @@ def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
 
 
 def _shapes(
-    modules: tuple[Module, ...], dtype: np.dtype, n_states: int, pending: bool
+    modules: tuple[Module, ...], dtype: np.dtype, prefixes: list[str]
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """What tensors a network, its optimiser's state and gradients that wait are saved as."""
+    """What tensors a network is saved as, and all that has its shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, module in enumerate(modules):
         if isinstance(module, Linear):
             shapes[f"{i}.weight"] = module.in_features, module.out_features
             if module.bias:
                 shapes[f"{i}.bias"] = (module.out_features,)
-    prefixes = ["", *(f"state.{k}." for k in range(n_states)), *["pending."] * pending]
     return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
 
 

@@ -213,7 +213,9 @@ def _copy(trainer: Trainer, lrs: np.ndarray) -> Trainer:
     with trainer._lock:
         state = deepcopy(trainer.__getstate__())
     first, last = trainer.t, len(lrs) - 1
+    state["state"] = state["state"][: trainer.optimizer.n_states]  # an average has learning rates of its own
     optimizer = replace(trainer.optimizer, lr=lambda t: float(lrs[min(t - first, last)]))
     again: Trainer = type(trainer).__new__(type(trainer))
-    again.__setstate__(state | {"optimizer": optimizer, "history": History(), "_current": None, "_pending": None})
+    fresh = {"optimizer": optimizer, "average": None, "history": History(), "_current": None, "_pending": None}
+    again.__setstate__(state | fresh)
     return again

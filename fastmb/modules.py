@@ -213,13 +213,14 @@ ACTIVATIONS: dict[str, Callable[[], Activation]] = {
 class Dropout(Module):
     """While training, each value is 0 with probability p, else divided by 1 - p (Srivastava et al. 2014).
 
-    The masks are functions of the trainer's seed, the step, the row and the unit: no thread can change them.
+    `p` may be a function of the number of updates made so far, such as one of `fastmb.schedules`. The masks are
+    functions of the trainer's seed, the step, the row and the unit: no thread can change them.
     """
 
-    p: float = 0.5
+    p: float | Callable[[int], float] = 0.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "p", _checks.number("p", self.p, "[0, 1)"))
+        object.__setattr__(self, "p", _checks.number_or_schedule("p", self.p, "[0, 1)"))
 
 
 class Softmax(Module):
