@@ -20,7 +20,13 @@ enum fmb_activation {
     FMB_SOFTPLUS, FMB_TANH, FMB_SIGMOID
 };
 
-enum fmb_loss { FMB_CROSS_ENTROPY, FMB_BCE_WITH_LOGITS, FMB_MSE, FMB_MAE, FMB_HUBER, FMB_LINEAR };
+enum fmb_loss { FMB_CROSS_ENTROPY, FMB_BCE_WITH_LOGITS, FMB_MSE, FMB_MAE, FMB_HUBER, FMB_LINEAR, FMB_CUSTOM_LOSS };
+
+/* A user's own function, compiled for blocks of T, elementwise and in place on n values. An activation: a = f(a), and
+ * with FMB_SLOPE d = f'(a), with FMB_TIMES_SLOPE d *= f'(a); d may be NULL with FMB_VALUE. A loss: b = f(a, b), and
+ * unless FMB_VALUE a = df/da. */
+enum fmb_mode { FMB_VALUE, FMB_SLOPE, FMB_TIMES_SLOPE };
+typedef void (*fmb_callback)(void *a, void *b, int64_t n, int64_t mode);
 
 enum fmb_update {
     FMB_GRADIENT, FMB_ACCUMULATE, FMB_SGD, FMB_MOMENTUM, FMB_NESTEROV, FMB_ADAM, FMB_AMSGRAD, FMB_RMSPROP,
@@ -47,6 +53,7 @@ typedef struct {
     double smoothing;       /* cross-entropy: label smoothing */
     double delta;           /* huber */
     const void *weight;     /* T[n]: class weights (cross-entropy) or pos_weight (bce), or NULL for ones */
+    fmb_callback function;  /* FMB_CUSTOM_LOSS: the loss of one output */
 } fmb_loss_spec;
 
 /* Where a column of a user's array lies: element (row, column) is at data + row * row_stride + column * col_stride

@@ -18,11 +18,12 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
-from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
+from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
     GELU,
     SELU,
+    Activation,
     Dropout,
     Identity,
     LeakyReLU,
@@ -73,6 +74,7 @@ __all__ = [
     "SELU",
     "SGD",
     "SWA",
+    "Activation",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -99,6 +101,7 @@ __all__ = [
     "Linear",
     "LinearLR",
     "Lion",
+    "Loss",
     "MLflow",
     "Mish",
     "ModelCheckpoint",

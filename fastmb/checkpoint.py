@@ -140,19 +140,26 @@ def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
     return list(zip(prefixes, [trainer.net.flat, *trainer.state, *waiting], strict=True))
 
 
-def _arrays(trainer: Trainer) -> Tensors:
-    """What `_vectors` hold by name, as views."""
-    vectors = [(prefix, views(flat, trainer.net.plan)) for prefix, flat in _vectors(trainer)]
-    return {prefix + name: array for prefix, named in vectors for name, array in named.items()}
-
-
 def _prefixes(n_states: int, average: bool, pending: bool) -> list[str]:
     """What names begin with: of parameters, of the optimiser's state, of their average, of gradients that wait."""
     return ["", *(f"state.{k}." for k in range(n_states)), *["average."] * average, *["pending."] * pending]
 
 
+def _arrays(trainer: Trainer) -> Tensors:
+    """Parameters, the optimiser's state, an average and gradients that wait, by name, all of them views."""
+    found: Tensors = {}
+    for prefix, flat in _vectors(trainer):
+        found |= {prefix + name: array for name, array in views(flat, trainer.net.plan).items()}
+    return found
+
+
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
     name = type(thing).__name__
+    if getattr(thing, "function", None) is not None:
+        raise TypeError(
+            f"{where} can't be saved: {thing!r} is made of a Python function, which a checkpoint doesn't hold; "
+            "pickle holds it, if it can be imported"
+        )
     if table.get(name) is not type(thing):
         raise TypeError(f"{where} can't be saved: {name} is not one of {', '.join(table)}")
     parameters = (field.name for field in fields(table[name]) if field.init)

@@ -330,7 +330,7 @@ class Sequential:
 
 def mlp(
     sizes: Sequence[int],
-    activation: str = "relu",
+    activation: str | Activation = "relu",
     dropout: float = 0.0,
     dtype: Any = "float32",
     seed: int = 0,
@@ -342,8 +342,8 @@ def mlp(
     ----------
     sizes : sequence of int
         Features, hidden units of each layer, outputs.
-    activation : str, default "relu"
-        A name in `ACTIVATIONS`.
+    activation : str or Activation, default "relu"
+        A name in `ACTIVATIONS`, or a module such as ``LeakyReLU(0.2)`` or an `Activation` of your own.
     dropout : float, default 0
         Probability of `Dropout` after each activation.
     dtype, seed
@@ -364,9 +364,11 @@ def mlp(
     sizes = list(sizes)
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 values, features and outputs; got {sizes!r}")
-    if activation not in ACTIVATIONS:
-        raise unknown_name("activation", activation, ACTIVATIONS)
-    between = [ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
+    if not isinstance(activation, Activation):
+        if activation not in ACTIVATIONS:
+            raise unknown_name("activation", activation, ACTIVATIONS)
+        activation = ACTIVATIONS[activation]()
+    between = [activation, *([Dropout(dropout)] if dropout else [])]
     modules: list[Module] = []
     for n_in, n_out in pairwise(sizes):
         modules += [Linear(n_in, n_out, bias), *between]

@@ -40,13 +40,14 @@ cnp.import_array()
 ISAS = ("v2", "v3", "v4", "neon")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh",
                "sigmoid")
-LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear")
+LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear", "custom")
 UPDATES = ("gradient", "accumulate", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
            "rmsprop_centered", "rmsprop_centered_momentum", "adagrad", "nadam", "radam", "adamax", "adadelta", "lion")
 cdef dict TYPES = {"b1": 4, "i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "u2": 5, "u4": 6, "u8": 7, "f2": 8, "f4": 9,
                    "f8": 10}
 
 cdef int DROPOUT = -1
+cdef int CUSTOM = -2
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
@@ -98,6 +99,7 @@ cdef class NativeExecutor:
     cdef object params, weight, lock, gradient
     cdef list varying           # (place in `ops`, the plan's operation) of dropouts whose p is a schedule
     cdef list rates
+    cdef list callbacks         # of users' own functions: here, so that they live as long as their addresses
     cdef Rules rules
     cdef Engine e
     cdef Op *ops
@@ -119,6 +121,7 @@ cdef class NativeExecutor:
         self.plan = plan
         self.params = params
         self.lock = threading.Lock()
+        self.callbacks = []
         self.training = training
         self.gradient = None
         self.n_threads_asked = n_threads
@@ -142,6 +145,8 @@ cdef class NativeExecutor:
             self.e.loss.kind = LOSSES.index(loss.kind)
             self.e.loss.smoothing = loss.label_smoothing
             self.e.loss.delta = loss.delta
+            if loss.function is not None:
+                self.e.loss.function = self._callback(loss.function)
             self.weight = None if loss.weight is None else np.ascontiguousarray(loss.weight, plan.dtype)
             if self.weight is not None:
                 self.e.loss.weight = cnp.PyArray_DATA(self.weight)
@@ -226,9 +231,18 @@ cdef class NativeExecutor:
             self.ops[j].scale = 1.0 / (1.0 - op.value)
             if op.schedule is not None:
                 self.varying.append((j, op))
+        elif op.kind == "custom":
+            self.ops[j].kind = CUSTOM
+            self.ops[j].function = self._callback(op.function)
         else:
             self.ops[j].kind = ACTIVATIONS.index(op.kind)
         return j + 1
+
+    cdef fmb_callback _callback(self, object function) except NULL:
+        """The address of a user's own function, compiled for the plan's dtype."""
+        compiled = function.compiled(self.plan.dtype)
+        self.callbacks.append(compiled)
+        return <fmb_callback> <size_t> compiled.address
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 

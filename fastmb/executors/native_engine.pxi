@@ -4,13 +4,14 @@
 # ---- what the loops see --------------------------------------------------------------------------------------------
 
 cdef struct Op:
-    int kind            # an activation, or DROPOUT
+    int kind            # an activation, DROPOUT, or CUSTOM
     int index
     double value
     uint32_t threshold
     double scale
     const double *rates # a dropout's p at the updates since `since`, or NULL: always the same
     uint64_t since
+    fmb_callback function   # of CUSTOM
 
 cdef enum Derivative:
     NONE      # no operation

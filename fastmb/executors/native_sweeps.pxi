@@ -277,7 +277,9 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
     cdef double scale
     cdef int64_t j
     for i in range(n_ops):
-        if ops[i].kind != DROPOUT:
+        if ops[i].kind == CUSTOM:
+            ops[i].function(a, d, n * e.rb, FMB_VALUE if d == NULL else FMB_SLOPE if first else FMB_TIMES_SLOPE)
+        elif ops[i].kind != DROPOUT:
             e.k.activation(ops[i].kind, ops[i].value, a, d, n * e.rb, first)
         elif training:
             threshold, scale = ops[i].threshold, ops[i].scale

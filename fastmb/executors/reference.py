@@ -379,6 +379,9 @@ def loss_and_gradient(loss: Loss, z: np.ndarray, y: np.ndarray) -> tuple[np.ndar
         each, slope = (z - y) ** 2, 2 * (z - y)
     elif loss.kind == "mae":
         each, slope = np.abs(z - y), np.sign(z - y)
+    elif loss.function is not None:
+        each = loss.function.value(z, y)
+        slope = loss.function.slope(z, y, value=each)
     elif loss.kind == "huber":
         d, delta = z - y, loss.delta
         each = np.where(np.abs(d) <= delta, d**2 / 2, delta * (np.abs(d) - delta / 2))
@@ -395,6 +398,9 @@ def _elementwise(ops: tuple[Op, ...], z: np.ndarray, drop: Drop) -> tuple[np.nda
         if op.kind == "dropout":
             mask = np.ones_like(a) if drop is None else drop(op, *a.shape)
             a, d = a * mask, d * mask
+        elif op.function is not None:
+            value = op.function.value(a)
+            a, d = value, d * op.function.slope(a, value=value)
         else:
             a, slope = ACTIVATIONS[op.kind](a, op.value)
             d = d * slope
