@@ -18,6 +18,7 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
+from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
 from .modules import (
     ELU,
@@ -69,6 +70,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BCEWithLogits",
+    "BatchNorm1d",
     "CSVLogger",
     "Callback",
     "ChainedScheduler",
@@ -83,6 +85,7 @@ __all__ = [
     "History",
     "Huber",
     "Identity",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
@@ -90,9 +93,11 @@ __all__ = [
     "ModelCheckpoint",
     "MultiStepLR",
     "OneCycleLR",
+    "PReLU",
     "PolynomialLR",
     "RMSprop",
     "ReLU",
+    "Residual",
     "Sequential",
     "SequentialLR",
     "SiLU",

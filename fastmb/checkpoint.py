@@ -1,7 +1,8 @@
 """Checkpoints: a trainer, whole, in a safetensors file; `Trainer.save` writes it, `load` reads it.
 
-The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the sums of an epoch
-that is under way ("epoch.sums"), and the arrays that modules and losses were given ("net.0.init", "loss.pos_weight").
+The tensors are the parameters by name ("0.weight"), the buffers ("1.running_mean"), the optimiser's state
+("state.0.0.weight"), the sums of an epoch that is under way ("epoch.sums"), and the arrays that modules and losses were
+given ("net.0.init", "loss.pos_weight").
 The metadata has the entry "fastmb", JSON that describes the rest, and "sha256", of that text and all tensors: it finds
 damage, not forgery. Nothing in the file is run: a class is named, looked up in a table, and called with its parameters,
 which it checks as always. Shapes are compared before memory is asked for.
@@ -24,10 +25,12 @@ from ._files import replace
 from ._fitting import SLICE, Epoch
 from ._version import __version__
 from .losses import LOSSES
+from ._planning import check_modules, make_plan
+from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
-from .nn import Sequential, _check_dtype, _check_modules
+from .nn import Sequential, _check_dtype
 from .optim import OPTIMIZERS
-from .plan import views
+from .plan import Plan, views
 from .schedules import SCHEDULES, Schedule
 
 if TYPE_CHECKING:
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("float32"), "F64": np.dtype("float64")}  # little-endian, both
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_MODULES = {cls.__name__: cls for cls in (Linear, Dropout, Softmax, *(type(make()) for make in ACTIVATIONS.values()))}
+_LAYERS = (Linear, BatchNorm1d, LayerNorm, PReLU, Residual)
+_MODULES: dict[str, Any] = {
+    cls.__name__: cls for cls in (*_LAYERS, Dropout, Softmax, *(type(make()) for make in ACTIVATIONS.values()))
+}
 _LOSSES = {cls.__name__: cls for cls in LOSSES.values()}
 _OPTIMIZERS = {cls.__name__: cls for cls in OPTIMIZERS.values()}
 _SETTINGS = ("batch_size", "shuffle", "drop_last", "seed", "n_threads", "executor", "input_scale")
@@ -95,13 +101,16 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
     if current is not None and current.done:
         description["position"]["current"] = {name: getattr(current, name) for name in _PLACE}
         tensors["epoch.sums"] = current.sums
-    for prefix, flat in _vectors(trainer):
-        tensors |= {prefix + name: array for name, array in views(flat, net.plan).items()}
+    tensors |= _arrays(trainer)
     return description
 
 
-def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
-    return [("", trainer.net.flat), *((f"state.{k}.", state) for k, state in enumerate(trainer.state))]
+def _arrays(trainer: Trainer) -> Tensors:
+    """Parameters, buffers and the optimiser's state by name, all of them views."""
+    found = trainer.net.parameters() | trainer.net.buffers()
+    for k, state in enumerate(trainer.state):
+        found |= {f"state.{k}.{name}": array for name, array in views(state, trainer.net.plan).items()}
+    return found
 
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
@@ -118,6 +127,8 @@ def _value(value: Any, where: str, tensors: Tensors) -> Any:
         return {"tensor": where}
     if isinstance(value, Schedule):
         return _spec(value, SCHEDULES, where, tensors)
+    if isinstance(value, Module):
+        return _spec(value, _MODULES, where, tensors)
     if isinstance(value, tuple):
         return [_value(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
     if callable(value):
@@ -232,7 +243,7 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     current = None if place is None else _current(place, batch_size, settings["drop_last"], tensors)
 
     dtype = _check_dtype(str(dtype))
-    expected = _shapes(_check_modules(modules), dtype, optimizer.n_states)
+    expected = _shapes(make_plan(check_modules(modules), dtype), optimizer.n_states)
     others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch."))}
     _compare({name: tensor for name, tensor in tensors.items() if name not in others}, expected)
 
@@ -240,9 +251,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
     trainer = Trainer(net, loss, optimizer, **settings)
-    for prefix, flat in _vectors(trainer):
-        for name, array in views(flat, net.plan).items():
-            array[:] = tensors[prefix + name]
+    for name, array in _arrays(trainer).items():
+        array[:] = tensors[name]
     trainer.t, trainer.epoch = integer("t", t, 0, 2**62), integer("epoch", epoch, 0, _MOST)
     trainer._current = current
     trainer.history.stopped, trainer.history._rows = _history(history)
@@ -278,7 +288,7 @@ def _built(spec: Any, table: Mapping[str, Any], where: str, tensors: Tensors) ->
         if isinstance(field.default, bool):
             _check_bool(arguments[field.name], f"{where}.{field.name}")
     try:
-        return table[kind](**arguments)
+        return table[kind](*arguments.pop("modules", ()), **arguments)  # those that a module holds come first
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -289,7 +299,8 @@ def _taken(value: Any, where: str, tensors: Tensors) -> Any:
     if not isinstance(value, dict):
         return value
     if value != {"tensor": where}:
-        return _built(value, SCHEDULES, where, tensors)
+        in_a_module = where.rpartition(".")[2].startswith("modules[")
+        return _built(value, _MODULES if in_a_module else SCHEDULES, where, tensors)
     if where not in tensors:
         raise ValueError(f"lacks the tensor {where}")
     return tensors[where]
@@ -330,16 +341,12 @@ def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
     return stopped, rows
 
 
-def _shapes(modules: tuple[Module, ...], dtype: np.dtype, n_states: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+def _shapes(plan: Plan, n_states: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """What tensors a network and its optimiser's state are saved as."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i, module in enumerate(modules):
-        if isinstance(module, Linear):
-            shapes[f"{i}.weight"] = module.in_features, module.out_features
-            if module.bias:
-                shapes[f"{i}.bias"] = (module.out_features,)
-    prefixes = ["", *(f"state.{k}." for k in range(n_states))]
-    return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
+    parameters = {f"{s.name}.{what}": shape for s in plan.stages for what, shape in s.shapes}
+    buffers = {f"{s.name}.{what}": shape for s in plan.stages for what, shape in s.buffer_shapes}
+    states = {f"state.{k}.{name}": shape for k in range(n_states) for name, shape in parameters.items()}
+    return {name: (plan.dtype, shape) for name, shape in (parameters | buffers | states).items()}
 
 
 def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:

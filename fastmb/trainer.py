@@ -135,7 +135,9 @@ class Trainer:
             self.optimizer.init_state(self.state)
         self._lock = threading.RLock()
         training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed)
-        self._executor = load(self.executor)(plan, self.net.flat, training, self.n_threads)
+        self._executor = load(self.executor)(
+            plan, self.net.flat, training, self.n_threads, buffers=self.net.flat_buffers
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -191,7 +193,7 @@ class Trainer:
     def gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, dict[str, np.ndarray]]:
         """The mean loss of one mini-batch, and its gradient by parameter name, as `step` would use it.
 
-        Nothing is updated. Dropout is that of the next `step`; the optimiser's weight decay is not in it.
+        Nothing is updated, nor are running statistics. Dropout is that of the next `step`; the optimiser's weight decay is not in it.
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
@@ -201,7 +203,19 @@ class Trainer:
 
     def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches:
         X, y, weight = self._checked(X, y, sample_weight, check_finite=False)
+        self._check_rows(len(X), len(X))
         return Batches(X, y, weight, None, len(X), self.input_scale)
+
+    def _check_rows(self, rows: int, batch_size: int) -> None:
+        """Raise a `ValueError` if a mini-batch of an epoch has too few rows for batch normalisation."""
+        last = 0 if self.drop_last and rows > batch_size else rows % batch_size
+        if self.net.plan.batch_norms and 1 in (last, min(batch_size, rows)):
+            which = f"the last mini-batch of {batch_size} would have 1 (drop_last=True leaves it out)"
+            which = which if batch_size > 1 and rows > 1 else "a mini-batch would have 1"
+            raise ValueError(
+                "BatchNorm1d needs more than 1 row in a mini-batch, more than 1 value per channel, in training; "
+                f"X has {rows} row{'s' * (rows > 1)}, and {which}"
+            )
 
     def _checked(
         self, X: Any, y: Any, sample_weight: Any, check_finite: bool, suffix: str = ""
@@ -330,6 +344,7 @@ class Trainer:
             X, y, weight = self._checked(X, y, sample_weight, check_finite)
             batches = Batches(X, y, weight, None, self.batch_size, self.input_scale)
             steps = len(batches.X) // self.batch_size if self.drop_last else batches.n_batches
+            self._check_rows(len(batches.X), self.batch_size)
             if not steps:
                 raise ValueError(f"X has {len(batches.X)} rows; drop_last leaves no mini-batch of {self.batch_size}")
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0

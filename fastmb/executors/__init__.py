@@ -41,8 +41,20 @@ class Training:
 class Executor(Protocol):
     """What an executor does."""
 
-    def __init__(self, plan: Plan, params: np.ndarray, training: Training | None, n_threads: int | None) -> None:
-        """`params` is the flat vector, (plan.size,) of the plan's dtype, read and written in place."""
+    def __init__(
+        self,
+        plan: Plan,
+        params: np.ndarray,
+        training: Training | None,
+        n_threads: int | None,
+        *,
+        buffers: np.ndarray | None = None,
+    ) -> None:
+        """`params` is the flat vector, (plan.size,) of the plan's dtype, read and written in place.
+
+        `buffers`, (plan.buffer_size,), likewise: an update changes running statistics, `gradients` does not. A plan
+        without buffers needs none.
+        """
 
     def run(
         self, batches: Batches, first: int, t: int, coefficients: np.ndarray, sums: np.ndarray, seconds: float

@@ -1,10 +1,10 @@
 """The reference executor: float64, plain, slow. It defines what the other executors must compute.
 
-A mini-batch goes forward stage by stage and keeps, of each stage, its input `a` and the derivative `d` of its output
-with respect to the product ``z = a W + b``. The loss gives the gradient with respect to the last output; on the way
-back ``dz = da * d``, ``dW = a' dz``, ``db = sum dz``, and ``da = dz W'`` goes on. Then the optimiser updates the flat
-vector elementwise. Arithmetic is in float64 throughout; what the plan keeps in its own dtype (parameters, state,
-coefficients, the value of a dropout mask) is rounded to that dtype whenever it is written.
+A mini-batch goes forward stage by stage, ``a = ops(f(x) + skip)``, and keeps, of each stage, its input x, what f's way
+back needs (`fastmb.executors.reference_layers`), and the derivative `d` of `ops`. The loss gives the gradient with
+respect to the last output; on the way back ``dz = da * d`` goes through f, and to the input that was skipped from. Then
+the optimiser updates the flat vector elementwise. Arithmetic is in float64 throughout; what the plan keeps in its own
+dtype (parameters, state, coefficients, the value of a dropout mask) is rounded to that dtype whenever it is written.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..plan import Op, Plan, views
+from ..plan import Op, Plan, Stage, buffer_views, views
 from ..rng import dropout_mask
 from . import Training
+from .reference_layers import KINDS, Arrays, BatchNorm
 
 if TYPE_CHECKING:
     from ..data import Batches
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 ROWS = 1024  # rows taken at a time where no mini-batch says how many
 
 Drop = Callable[[Op, int, int], np.ndarray] | None  # (op, rows, units) -> mask; None: no dropout
+
+Tape = list[tuple[np.ndarray, Any, np.ndarray]]
 
 _quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a loss may overflow: the caller looks at it
 
@@ -40,9 +43,12 @@ class NumpyExecutor:
         params: np.ndarray,
         training: Training | None = None,
         n_threads: int | None = None,  # noqa: ARG002
+        *,
+        buffers: np.ndarray | None = None,
     ) -> None:
         self.plan = plan
         self.params = params
+        self.buffers = np.zeros(plan.buffer_size) if buffers is None else buffers
         self.training = training
 
     def run(
@@ -50,16 +56,17 @@ class NumpyExecutor:
     ) -> int:
         deadline = time.perf_counter() + seconds
         for step, row in enumerate(coefficients):
-            gradient = self._gradient(batches, first + step, t + step, sums[step])
+            gradient, tape = self._gradient(batches, first + step, t + step, sums[step])
             if not np.isfinite(sums[step, 0]):
                 return step
             self._update(row, gradient)
+            self._update_buffers(tape)
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
 
     def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> None:
-        out[:] = self._gradient(batches, 0, t, sums)
+        out[:] = self._gradient(batches, 0, t, sums)[0]
 
     @_quiet
     def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:
@@ -77,7 +84,7 @@ class NumpyExecutor:
             out[rows], losses[rows], weights[rows] = z, s * row_loss, s * row_weight
 
     @_quiet
-    def _gradient(self, batches: Batches, batch: int, t: int, sums: np.ndarray) -> np.ndarray:
+    def _gradient(self, batches: Batches, batch: int, t: int, sums: np.ndarray) -> tuple[np.ndarray, Tape]:
         """The mean gradient of mini-batch `batch`, float64, flat; its weighted loss and its weight into `sums`."""
         training = self.training
         assert training is not None
@@ -97,34 +104,47 @@ class NumpyExecutor:
         total, weight = (s * row_loss).sum(), (s * row_weight).sum()
         sums[:] = total, weight
         share = s / weight if weight > 0 else np.zeros(len(s))
-        return self._backward(share[:, None] * dz, tape)
+        return self._backward(share[:, None] * dz, tape), tape
 
-    def _forward(self, x: np.ndarray, drop: Drop) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-        """The raw output of rows `x`, and each stage's input and derivative."""
-        parameters = views(_float64(self.params), self.plan)
+    def _forward(self, x: np.ndarray, drop: Drop) -> tuple[np.ndarray, Tape]:
+        """The raw output of rows `x`, and each stage's input, what its way back needs, and its derivative."""
+        numbers = self._numbers()
         a, _ = _elementwise(self.plan.input_ops, x, drop)
-        tape = []
+        tape: Tape = []
         for stage in self.plan.stages:
-            z = a @ parameters[stage.name + ".weight"]
-            if stage.bias:
-                z += parameters[stage.name + ".bias"]
-            output, d = _elementwise(stage.ops, z, drop)
-            tape.append((a, d))
-            a = output
+            x = a
+            z, saved = KINDS[stage.kind].forward(stage, x, _of(stage, numbers), drop is not None)
+            if stage.skip is not None:
+                z = z + (tape[stage.skip][0] if stage.skip < len(tape) else x)
+            a, d = _elementwise(stage.ops, z, drop)
+            tape.append((x, saved, d))
         return a, tape
 
-    def _backward(self, da: np.ndarray, tape: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    def _backward(self, da: np.ndarray, tape: Tape) -> np.ndarray:
         """The gradient with respect to all parameters, flat, from the one with respect to the raw output."""
-        parameters = views(_float64(self.params), self.plan)
+        numbers = self._numbers()
         flat = np.zeros(self.plan.size)
         gradient = views(flat, self.plan)
-        for stage, (a, d) in zip(reversed(self.plan.stages), reversed(tape), strict=True):
+        skipped = [np.zeros(1)] * len(tape)  # what reaches a stage's input directly
+        for i, (stage, (_, saved, d)) in reversed(list(enumerate(zip(self.plan.stages, tape, strict=True)))):
             dz = da * d
-            gradient[stage.name + ".weight"][:] = a.T @ dz
-            if stage.bias:
-                gradient[stage.name + ".bias"][:] = dz.sum(axis=0)
-            da = dz @ parameters[stage.name + ".weight"].T
+            if stage.skip is not None:
+                skipped[stage.skip] = skipped[stage.skip] + dz
+            da, parts = KINDS[stage.kind].backward(stage, dz, _of(stage, numbers), saved)
+            da = da + skipped[i]
+            for name, _ in stage.shapes:
+                gradient[f"{stage.name}.{name}"][:] = parts[name]
         return flat
+
+    def _numbers(self) -> Arrays:
+        """Parameters and buffers by name, as they are now, in float64."""
+        return views(_float64(self.params), self.plan) | buffer_views(_float64(self.buffers), self.plan)
+
+    def _update_buffers(self, tape: Tape) -> None:
+        found = buffer_views(self.buffers, self.plan)
+        for i in self.plan.batch_norms:
+            x, saved, _ = tape[i]
+            BatchNorm.update_buffers(self.plan.stages[i], _of(self.plan.stages[i], found), saved, len(x))
 
     @_quiet
     def _update(self, row: np.ndarray, gradient: np.ndarray) -> None:
@@ -133,6 +153,12 @@ class NumpyExecutor:
         w, states = _float64(self.params), _float64(self.training.state)
         update(self.training.optimizer.kind, coefficients, w, gradient, states)
         self.params[:], self.training.state[:] = w, states
+
+
+def _of(stage: Stage, numbers: Arrays) -> Arrays:
+    """A stage's own, without its name."""
+    names = [name for name, _ in stage.shapes + stage.buffer_shapes]
+    return {name: numbers[key] for name in names if (key := f"{stage.name}.{name}") in numbers}
 
 
 def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
