@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 FORMAT = 1
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("float32"), "F64": np.dtype("float64")}  # little-endian, both
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_LAYERS = (Linear, BatchNorm1d, LayerNorm, PReLU, Residual)
 _MODULES: dict[str, Any] = {
-    cls.__name__: cls for cls in (*_LAYERS, Dropout, Softmax, *(type(make()) for make in ACTIVATIONS.values()))
+    cls.__name__: cls
+    for cls in (
+        *(Linear, Dropout, Softmax, BatchNorm1d, LayerNorm, PReLU, Residual),
+        *(type(make()) for make in ACTIVATIONS.values()),
+    )
 }
 _LOSSES = {cls.__name__: cls for cls in LOSSES.values()}
 _OPTIMIZERS = {cls.__name__: cls for cls in OPTIMIZERS.values()}

@@ -15,23 +15,38 @@ cdef enum Derivative:
     FACTOR    # written by the forward pass, multiplied by the backward pass
     SIGN      # ReLU alone: the sign of the output
 
+cdef enum Kind:         # of a stage, in the order of KINDS
+    LINEAR, BATCH_NORM, LAYER_NORM, PRELU, IDENTITY
+
 cdef struct Stage:
-    int64_t n_in, n_out, rows
-    char *w             # [rows][n_out] in the flat vector
+    Kind kind
+    int64_t n_in, n_out, rows, columns
+    char *w             # [rows][columns] in the flat vector
     int64_t offset      # of w in the flat vector, in elements
     Op *ops
     int n_ops
     Derivative derivative
     char *x             # its input: [block][n_in + 1][rb]
     int64_t x_block     # elements of a block of x
-    char *dz            # its output gradient: [panel][row][rb]
+    char *dz            # its output gradient: [panel][row][rb]; if not LINEAR [block][n_out][rb]
     int64_t panels, panel_stride
     int64_t row_tiles, tiles, first_tile
+    int side            # of the gradients that go back, the one in which its output's is
+    int skip            # the stage whose input is added to what this one gives, or -1
+    int skipped         # whether a later stage, or this one, adds this one's input
+    double eps, momentum    # momentum -1: the mean over all mini-batches
+    char *stats         # native_layers.pxi
+    char *buffers       # BATCH_NORM: running mean [n], variance [n], mini-batches [1]
+    char *running_rstd  # 1 / sqrt(running variance + eps)
 
 cdef struct Worker:
     int64_t next_block, last_block, next_tile, last_tile
     char *da[2]         # gradients of a group's activations, or the activations in inference
-    char **d            # per stage: derivatives of a group, [block][n_out][rb]
+    char *grad[2]       # the same gradients; with batch normalisation those of all blocks, for all threads
+    char **d            # per stage: derivatives of a group (or of all blocks), [block][n_out][rb]
+    char **held         # per stage with a skip: its output gradient, as large
+    char **kept         # per stage with a skip: a group's values that are to be added, in inference
+    char *stats         # of the rows of a block: mean, rstd, across, along
     char *tile
     char *s
     int32_t *labels
@@ -73,6 +88,8 @@ cdef struct Engine:         # a plan made ready to run
     int size, rb            # bytes of an element; rows of a block
     int n_stages
     Stage *stages
+    int n_cuts
+    int *cuts               # the stages that need statistics of all rows: there the row sweep is cut into phases
     Op *input_ops
     int n_input_ops
     int group               # blocks that go through a stage together
@@ -153,21 +170,40 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
                     _put(ones, r, 1.0, e.size)
         s.dz = base + at
         s.panel_stride = panel_rows * e.rb
-        at += _line(s.panels * s.panel_stride * e.size)
+        if s.kind == LINEAR:
+            at += _line(s.panels * s.panel_stride * e.size)
+        elif s.kind != IDENTITY:
+            at += _line(blocks * s.n_out * e.rb * e.size)
+        s.stats = base + at
+        if s.kind == BATCH_NORM and rows > 0:
+            at += _line(N_STATISTICS * s.n_in * e.size)
+        elif s.kind == LAYER_NORM:
+            at += _line(blocks * 2 * e.rb * e.size)
     e.row_loss = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
     block = _line(e.rb * e.size)
     for w in range(threads):
         worker = &e.workers[w]
-        worker.d = (<char **> &e.workers[threads]) + w * e.n_stages
+        worker.d = (<char **> &e.workers[threads]) + 3 * w * e.n_stages
+        worker.held, worker.kept = worker.d + e.n_stages, worker.d + 2 * e.n_stages
         for i in range(2):
-            worker.da[i] = base + at
+            worker.da[i] = worker.grad[i] = base + at
             at += _line(e.group * (e.widest + 1) * e.rb * e.size)
         for i in range(e.n_stages):
-            worker.d[i] = NULL
-            if rows > 0 and e.stages[i].derivative == FACTOR:
-                worker.d[i] = base + at
+            if e.stages[i].skip >= 0:
+                worker.kept[i] = base + at
                 at += _line(e.group * e.stages[i].n_out * e.rb * e.size)
+        if rows > 0 and e.n_cuts == 0:
+            at = _assign_gradients(e, worker, base, at, e.group)
+        elif rows > 0 and w == 0:
+            for i in range(2):
+                worker.grad[i] = base + at
+                at += _line(blocks * (e.widest + 1) * e.rb * e.size)
+            at = _assign_gradients(e, worker, base, at, blocks)
+        elif rows > 0:
+            worker.grad, worker.d, worker.held = e.workers[0].grad, e.workers[0].d, e.workers[0].held
+        worker.stats = base + at
+        at += 4 * block
         worker.tile = base + at
         at += _line((e.k.mr + 2) * e.rb * e.size)
         worker.s = base + at
@@ -178,6 +214,22 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         at += _line(e.rb * sizeof(int32_t))
         worker.target = base + at
         at += _line(_plan_outputs(e) * e.rb * e.size)
+    return at
+
+
+cdef int64_t _assign_gradients(Engine *e, Worker *worker, char *base, int64_t at, int64_t blocks) noexcept:
+    """Room for what so many blocks keep from their way forward and back, and that only a thread's own blocks need."""
+    cdef int i
+    cdef int64_t size
+    for i in range(e.n_stages):
+        size = _line(blocks * e.stages[i].n_out * e.rb * e.size)
+        worker.d[i] = worker.held[i] = NULL
+        if e.stages[i].derivative == FACTOR:
+            worker.d[i] = base + at
+            at += size
+        if e.stages[i].skip > 0:
+            worker.held[i] = base + at
+            at += size
     return at
 
 
