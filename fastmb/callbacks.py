@@ -73,7 +73,8 @@ class EarlyStopping(Callback):
         An improvement is by more than this.
     restore_best : bool, default False
         Whether the network has the weights (and running statistics) of the best epoch when the fit has ended, for
-        whatever reason, unless that is in the middle of an epoch. The optimiser's state and the position are those of the last epoch.
+        whatever reason, unless that is in the middle of an epoch. The optimiser's state and the position are those of
+        the last epoch.
 
     Attributes
     ----------

@@ -23,10 +23,10 @@ from ._checks import seed as check_seed
 from ._errors import missing_extra, unknown_name
 from ._files import replace
 from ._fitting import SLICE, Epoch
-from ._version import __version__
-from .losses import LOSSES
 from ._planning import check_modules, make_plan
+from ._version import __version__
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
+from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
 from .nn import Sequential, _check_dtype
 from .optim import OPTIMIZERS

@@ -144,7 +144,7 @@ def views(flat: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
 
     A `Linear` has ``[n_in, n_out]`` and ``[n_out]``, a normalisation ``[n]`` twice, a `PReLU` ``[1]`` or ``[n]``.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for stage in plan.stages:
         found |= _views(flat, stage.name, stage.offset, stage.shapes)
     return found
@@ -152,14 +152,14 @@ def views(flat: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
 
 def buffer_views(flat: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
     """The buffers by name, as views into their flat vector, in the plan's order."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for stage in plan.stages:
         found |= _views(flat, stage.name, stage.buffer_offset, stage.buffer_shapes)
     return found
 
 
 def _views(flat: np.ndarray, name: str, offset: int, shapes: Shapes) -> dict[str, np.ndarray]:
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for what, shape in shapes:
         end = offset + math.prod(shape)
         found[f"{name}.{what}"] = flat[offset:end].reshape(shape)

@@ -193,7 +193,8 @@ class Trainer:
     def gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, dict[str, np.ndarray]]:
         """The mean loss of one mini-batch, and its gradient by parameter name, as `step` would use it.
 
-        Nothing is updated, nor are running statistics. Dropout is that of the next `step`; the optimiser's weight decay is not in it.
+        Nothing is updated, no running statistics either. Dropout is that of the next `step`; the optimiser's weight
+        decay is not in it.
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)

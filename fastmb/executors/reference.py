@@ -140,6 +140,7 @@ class NumpyExecutor:
         """Parameters and buffers by name, as they are now, in float64."""
         return views(_float64(self.params), self.plan) | buffer_views(_float64(self.buffers), self.plan)
 
+    @_quiet
     def _update_buffers(self, tape: Tape) -> None:
         found = buffer_views(self.buffers, self.plan)
         for i in self.plan.batch_norms:

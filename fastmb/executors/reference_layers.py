@@ -64,7 +64,8 @@ class LayerNorm:
 
     @staticmethod
     def backward(stage: Stage, dz: np.ndarray, p: Arrays, saved: Any) -> tuple[np.ndarray, Arrays]:  # noqa: ARG004
-        return _normal_backward(dz, p, *saved, axis=1)
+        normal, scale = saved
+        return _normal_backward(dz, p, normal, scale, axis=1)
 
 
 def _normal_backward(
