@@ -41,8 +41,12 @@ def networks(seed: int = 1, dtype: str = "float64") -> dict[str, mb.Sequential]:
         "residual": [linear(5, 4), res(linear(4, 4), act(), linear(4, 4)), act(), linear(4, 3)],
         "residual first": [res(linear(5, 4), act(), linear(4, 5)), linear(5, 3)],
         "residual of operations": [linear(5, 4), act(), res(act()), res(mb.Identity()), linear(4, 3)],
-        "residual that starts with operations": [mb.Dropout(0.2), res(act(), mb.Dropout(0.3), linear(5, 5)), linear(5, 3)],
-        "residual that ends with operations": [linear(5, 4), res(linear(4, 4), mb.Dropout(0.2)), mb.Tanh(), linear(4, 3)],
+        "residual that starts with operations": [
+            mb.Dropout(0.2), res(act(), mb.Dropout(0.3), linear(5, 5)), linear(5, 3),
+        ],
+        "residual that ends with operations": [
+            linear(5, 4), res(linear(4, 4), mb.Dropout(0.2)), act(), linear(4, 3),
+        ],
         "residuals in residuals": [
             linear(5, 4),
             res(res(linear(4, 4)), act(), res(linear(4, 6), act(), res(linear(6, 6)), linear(6, 4))),
@@ -100,7 +104,7 @@ def test_gradient_is_the_slope_of_the_loss(executor, name):
         assert abs(analytic[i] - slope) < 1e-8 * max(1, abs(slope)), i
 
 
-# ---- plans, names, sizes -----------------------------------------------------------------------------------------------
+# ---- plans, names, sizes ---------------------------------------------------------------------------------------------
 
 
 def test_each_layer_is_a_stage_with_the_operations_behind_it():
@@ -199,7 +203,7 @@ def test_the_summary_shows_what_residuals_hold():
     assert repr(net[1]) == "Residual(LayerNorm(4), ReLU(), Linear(4, 4))"
 
 
-# ---- what is kept ------------------------------------------------------------------------------------------------------
+# ---- what is kept ----------------------------------------------------------------------------------------------------
 
 
 def trained(executor="native", **options):
@@ -208,8 +212,7 @@ def trained(executor="native", **options):
         mb.LayerNorm(8), mb.Linear(8, 3),
     )  # fmt: skip
     options = {"optimizer": mb.Adam(0.01), "batch_size": 16, "seed": 5, "executor": executor} | options
-    trainer = mb.Trainer(net, **options)
-    return trainer
+    return mb.Trainer(net, **options)
 
 
 DATA = np.random.default_rng(2).normal(size=(100, 5)).astype(np.float32) * 3 + 1
@@ -318,7 +321,7 @@ def test_without_given_buffers_an_executor_has_its_own():
     assert NumpyExecutor(net.plan, net.flat).buffers.size == net.plan.buffer_size
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------
+# ---- what is refused -------------------------------------------------------------------------------------------------
 
 norm = mb.BatchNorm1d(4)
 

@@ -31,7 +31,9 @@ def blocks(name, n, hidden, out):
     linear, bn, ln, prelu, res = mb.Linear, mb.BatchNorm1d, mb.LayerNorm, mb.PReLU, mb.Residual
     return {
         "batch_norm": [linear(n, hidden, bias=False), bn(hidden), mb.ReLU(), linear(hidden, out)],
-        "batch_norm first": [bn(n, affine=False), linear(n, hidden), bn(hidden), bn(hidden), mb.GELU(), linear(hidden, out)],
+        "batch_norm first": [
+            bn(n, affine=False), linear(n, hidden), bn(hidden), bn(hidden), mb.GELU(), linear(hidden, out),
+        ],
         "layer_norm": [ln(n), linear(n, hidden), ln(hidden, bias=False), mb.ReLU(), linear(hidden, out)],
         "prelu": [linear(n, hidden), prelu(), linear(hidden, hidden), prelu(hidden), linear(hidden, out)],
         "residual": [
