@@ -19,11 +19,12 @@ from ._config import show_config
 from ._version import __version__
 from .history import History
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
-from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
+from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
     GELU,
     SELU,
+    Activation,
     Dropout,
     Identity,
     LeakyReLU,
@@ -37,12 +38,17 @@ from .modules import (
     Tanh,
 )
 from .nn import Sequential, mlp
-from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from .averaging import EMA, SWA
+    from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .integrations import MLflow, OptunaPruning, TensorBoard
+    from .lr_finder import LRFinder, find_lr
+    from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
         MultiStepLR,
         OneCycleLR,
         PolynomialLR,
+        ReduceLROnPlateau,
         SequentialLR,
         StepLR,
         WarmUp,
@@ -61,16 +68,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ELU",
+    "EMA",
     "GELU",
     "MAE",
     "MSE",
     "SELU",
     "SGD",
+    "SWA",
+    "Activation",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "BCEWithLogits",
     "BatchNorm1d",
+    "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
     "ChainedScheduler",
@@ -85,18 +98,26 @@ __all__ = [
     "History",
     "Huber",
     "Identity",
+    "LRFinder",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "Lion",
+    "Loss",
+    "MLflow",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "NAdam",
     "OneCycleLR",
+    "OptunaPruning",
     "PReLU",
     "PolynomialLR",
+    "RAdam",
     "RMSprop",
     "ReLU",
+    "ReduceLROnPlateau",
     "Residual",
     "Sequential",
     "SequentialLR",
@@ -106,10 +127,14 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoard",
     "Trainer",
     "WarmUp",
     "__version__",
+    "advise_batch_size",
+    "branch_test",
     "datasets",
+    "find_lr",
     "load",
     "mlp",
     "show_config",
@@ -117,9 +142,14 @@ __all__ = [
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
+    "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
+    "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
-    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
+    "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
+    "lr_finder": ("LRFinder", "find_lr"),
+    "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
+    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
 
 

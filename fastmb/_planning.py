@@ -99,7 +99,9 @@ class _Cutter:
             elif isinstance(module, Layer):
                 self._stage(name, module)
             elif isinstance(module, Dropout):
-                if module.p > 0:
+                if callable(module.p):
+                    self._op(Op("dropout", 0.0, self.dropouts, module.p), name)
+                elif module.p > 0:
                     self._op(Op("dropout", module.p, self.dropouts), name)
                 self.dropouts += 1
             elif isinstance(module, Activation) and not isinstance(module, Identity):

@@ -11,33 +11,40 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import losses, optim
+from . import executors, losses, optim
+from ._averaged import Averaged
 from ._checks import integer, number
 from ._checks import seed as check_seed
-from ._errors import unknown_metric
+from ._errors import unknown_metric, unknown_name
 from ._fitting import Epoch, Fitting
 from ._metrics import BY_TASK
+from ._per_example import Pending, PerExample, check_rows_apart
+from ._planning import leaves
 from .data import Batches, check_weights, check_X, check_y
-from .executors import Training, load
+from .executors import Executor, Rules, Training
 from .history import History
 from .losses import Loss
 from .nn import Sequential, _aligned_zeros
 from .optim import Adam, Optimizer
-from .plan import views
+from .optim.base import check_end
+from .rng import Stream, splitmix64
 
+SAMPLINGS = ("shuffle", "poisson")
 _CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
 if TYPE_CHECKING:
+    from .averaging import Average
     from .callbacks import Callback
 
 _FOREVER = 1e9  # seconds
+_UNSAVED = ("_lock", "_executor", "_weights", "_standing")
 
 
-class Trainer:
+class Trainer(PerExample, Averaged):
     """Trains a network by mini-batch gradient descent.
 
     Parameters
@@ -60,19 +67,43 @@ class Trainer:
         At most so many threads. Default: what the machine allows. The result doesn't depend on it.
     executor : {"native", "numpy"}, default "native"
         What runs the steps: compiled code, or the slow and plain reference.
+    accumulate_steps : int, default 1
+        Make an update from so many mini-batches of `batch_size` rows, as from one that has all their rows, in the
+        memory of one (an epoch's last update takes what is left).
+    max_grad_norm : float, optional
+        Scale the mean gradient so that its norm over all parameters is no larger (Pascanu et al. 2013; as
+        `torch.nn.utils.clip_grad_norm_`).
+    clip_value : float, optional
+        Cut each number of the mean gradient to ``-clip_value .. clip_value``, after `max_grad_norm`.
+    clip_per_example : float, optional
+        Scale every row's own gradient so that its norm is no larger, before the mean is taken (Abadi et al. 2016).
+    noise_multiplier : float, default 0
+        Add normal noise to the sum of the clipped gradients, of deviation ``noise_multiplier * clip_per_example`` for
+        each number, before it is divided by the rows: differentially private SGD.
+    secure : bool, default False
+        Draw this noise, and `sampling="poisson"`, from the operating system's generator instead of from the seed.
+        Nobody can draw it again, neither an attacker nor you.
+    sampling : {"shuffle", "poisson"}, default "shuffle"
+        ``"poisson"``: a mini-batch takes each row with probability ``batch_size / n``, independently, so that its
+        size varies; sums are divided by `batch_size`. What the accounting of differential privacy assumes. An epoch has
+        as many mini-batches as else.
+    gradient_stats : bool, default False
+        Tell of the rows' gradients in `history`: norms, variance, the gradient noise scale, the hardest rows.
     input_scale : float, default 1
         What X is multiplied by as it is read, such as 1/255 for images in uint8. `net` uses it too, to predict.
+    average : EMA or SWA, optional
+        An average of the weights to keep beside them; see `averaged` and `averaged_net`.
 
     Attributes
     ----------
-    net, loss, optimizer
+    net, loss, optimizer, average
         As given, names replaced by instances.
     t : int
         Updates made.
     epoch : int
         Epochs completed.
     state : ndarray of shape (optimizer.n_states, net.plan.size)
-        The optimiser's state.
+        The optimiser's state; with an `average`, this is one row more.
     history : History
         One row for each epoch of all fits.
 
@@ -104,6 +135,15 @@ class Trainer:
         n_threads: int | None = None,
         executor: str = "native",
         input_scale: float = 1.0,
+        accumulate_steps: int = 1,
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_example: float | None = None,
+        noise_multiplier: float = 0.0,
+        secure: bool = False,
+        sampling: str = "shuffle",
+        gradient_stats: bool = False,
+        average: Average | None = None,
     ) -> None:
         if not isinstance(net, Sequential):
             raise TypeError(f"net must be a Sequential; got {type(net).__name__}")
@@ -119,7 +159,34 @@ class Trainer:
         self.n_threads = None if n_threads is None else integer("n_threads", n_threads, 1)
         self.executor = executor
         self.input_scale = number("input_scale", input_scale, "(0, inf)")
+        self.accumulate_steps = integer("accumulate_steps", accumulate_steps, 1)
+        self.max_grad_norm = _limit("max_grad_norm", max_grad_norm)
+        self.clip_value = _limit("clip_value", clip_value)
+        self.clip_per_example = _limit("clip_per_example", clip_per_example)
+        self.noise_multiplier = number("noise_multiplier", noise_multiplier, "[0, inf)")
+        self.secure, self.sampling, self.gradient_stats = bool(secure), sampling, bool(gradient_stats)
+        if sampling not in SAMPLINGS:
+            raise unknown_name("sampling", sampling, SAMPLINGS)
+        if self.noise_multiplier and self.clip_per_example is None:
+            raise ValueError("noise_multiplier needs clip_per_example, which bounds what one row can do")
+        if self.noise_multiplier and getattr(self.loss, "class_weight", None) is not None:
+            raise ValueError(
+                "noise_multiplier and class weights exclude each other: the mean must not tell the classes"
+            )
+        if self.clip_per_example is not None:
+            check_rows_apart(net, "clip_per_example")
+        if self.gradient_stats:
+            check_rows_apart(net, "gradient_stats")
+        if sampling == "poisson":
+            check_rows_apart(net, "sampling='poisson'")
+        if average is not None:
+            from .averaging import Average
+
+            if not isinstance(average, Average):
+                raise TypeError(f"average must be an average such as EMA(0.999); got {average!r}")
+        self.average = average
         self.t = self.epoch = 0
+        self._pending: Pending | None = None
         self.history = History()
         self._current: Epoch | None = None  # an epoch that was broken off
         self._build(None)
@@ -127,21 +194,53 @@ class Trainer:
 
     def _build(self, state: np.ndarray | None) -> None:
         """What can't be pickled, and the optimiser's state, fresh or a copy."""
-        n, plan = self.optimizer.n_states, self.net.plan
+        own, plan = self.optimizer.n_states, self.net.plan
+        n = own + (self.average is not None)
         self.state = _aligned_zeros(n * plan.size, plan.dtype).reshape(n, plan.size)
         if state is not None:
             self.state[:] = state
         elif self.optimizer.initial_state:  # zeros are there already, their memory not yet asked for
-            self.optimizer.init_state(self.state)
+            self.optimizer.init_state(self.state[:own])
         self._lock = threading.RLock()
-        training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed)
-        self._executor = load(self.executor)(
-            plan, self.net.flat, training, self.n_threads, buffers=self.net.flat_buffers
+        self._weights: np.ndarray | None = None  # as trained, while the network has their average
+        self._standing: tuple[int, Any] | None = None
+        self._executor = self._executor_for(self.loss)
+
+    def _executor_for(self, loss: Loss) -> Executor:
+        """An executor of this network, for this optimiser and its state."""
+        own = self.optimizer.n_states
+        average = self.state[own] if self.average is not None and self.average.each_update else None
+        training = Training(loss, self.optimizer, self.state[:own], self.batch_size, self.seed, self.rules, average)
+        return executors.build(self.executor, self.net, training, self.n_threads)
+
+    @property
+    def rows_of_update(self) -> int:
+        """Rows that an update is made from: ``batch_size * accumulate_steps``."""
+        return self.batch_size * self.accumulate_steps
+
+    @property
+    def rules(self) -> Rules:
+        """What executors do to a gradient before the update."""
+        return Rules(
+            part_rows=self.batch_size if self.accumulate_steps > 1 else 0,
+            clip_per_example=_or_inf(self.clip_per_example),
+            noise_multiplier=self.noise_multiplier,
+            secure=self.secure,
+            max_grad_norm=_or_inf(self.max_grad_norm),
+            clip_value=_or_inf(self.clip_value),
+            divide=float(self.rows_of_update) if self.sampling == "poisson" else 0.0,
         )
+
+    def _uniform(self) -> Callable[[int], np.ndarray]:
+        """Where the mini-batches of this epoch are drawn from, if by chance."""
+        if self.secure:
+            return lambda n: (np.frombuffer(os.urandom(8 * n), np.uint64) >> np.uint64(11)) * 2.0**-53
+        return Stream(splitmix64(splitmix64(self.seed) ^ self.epoch) ^ 1).uniform
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {name: value for name, value in vars(self).items() if name not in ("_lock", "_executor")}
+            self._check_own_weights()
+            return {name: value for name, value in vars(self).items() if name not in _UNSAVED}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
@@ -150,6 +249,11 @@ class Trainer:
     def __repr__(self) -> str:
         settings = f"{self.loss!r}, {self.optimizer!r}, batch_size={self.batch_size}"
         return f"Trainer({settings}, executor={self.executor!r}): {self.epoch} epochs, {self.t} updates"
+
+    def _repr_html_(self) -> str:
+        from ._html import trainer
+
+        return trainer(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of this trainer to a file, from which `fastmb.load` makes it again, in the middle of an epoch too.
@@ -168,7 +272,43 @@ class Trainer:
         from . import checkpoint
 
         with self._lock:
+            self._check_own_weights()
             checkpoint.save(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint that a trainer like this one has saved.
+
+        Parameters, optimiser state, position and history are the file's; loss, hyper-parameters and settings stay as
+        they are. `fastmb.load` makes a trainer with all that is in the file instead.
+
+        Raises
+        ------
+        ValueError
+            If it is a checkpoint of another network (the message tells which parameters differ, and how) or of an
+            optimiser with another state; if it is in the middle of an epoch of other mini-batches; if it is damaged or
+            no checkpoint. Nothing is changed then.
+        OSError
+            If the file can't be read.
+        ImportError
+            If safetensors isn't installed: ``pip install 'fastmb[checkpoint]'``.
+
+        Examples
+        --------
+        >>> import fastmb as mb, os, tempfile
+        >>> X, y = mb.datasets.load_digits()
+        >>> slow, fast = (mb.Trainer(mb.mlp([64, 32, 10]), "cross_entropy", mb.SGD(lr)) for lr in (0.01, 0.1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     slow.fit(X, y, max_epochs=1, verbose=0).stopped
+        ...     slow.save(os.path.join(folder, "slow"))
+        ...     fast.load(os.path.join(folder, "slow"))
+        'max_epochs'
+        >>> fast.epoch
+        1
+        """
+        from . import checkpoint
+
+        with self._lock:
+            checkpoint.load_into(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Train on one mini-batch, all rows of `X` in their order, and return its mean loss before the update.
@@ -182,34 +322,24 @@ class Trainer:
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
-            t = self.t
+            self._check_rows(len(batches.X), self.rules.part_rows or len(batches.X) or 1)
+            self._check_own_weights()
+            t, buffers = self.t, self.net.flat_buffers.copy()
             sums = np.zeros((1, 2))
-            coefficients = self.optimizer.coefficients(t, 1, self.optimizer.learning_rates(t, 1))
+            _, coefficients = self._coefficients(1)
             if not self._executor.run(batches, 0, t, coefficients, sums, _FOREVER):
+                self.net.flat_buffers[:] = buffers  # earlier parts of the mini-batch moved them
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
             self.t = t + 1
             return _mean(*sums[0].tolist())
 
-    def gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, dict[str, np.ndarray]]:
-        """The mean loss of one mini-batch, and its gradient by parameter name, as `step` would use it.
-
-        Nothing is updated, no running statistics either. Dropout is that of the next `step`; the optimiser's weight
-        decay is not in it.
-        """
-        with self._lock:
-            batches = self._mini_batch(X, y, sample_weight)
-            gradient, sums = np.zeros_like(self.net.flat), np.zeros(2)
-            self._executor.gradients(batches, self.t, gradient, sums)
-            return _mean(*sums.tolist()), views(gradient, self.net.plan)
-
     def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches:
         X, y, weight = self._checked(X, y, sample_weight, check_finite=False)
-        self._check_rows(len(X), len(X))
         return Batches(X, y, weight, None, len(X), self.input_scale)
 
-    def _check_rows(self, rows: int, batch_size: int) -> None:
-        """Raise a `ValueError` if a mini-batch of an epoch has too few rows for batch normalisation."""
-        last = 0 if self.drop_last and rows > batch_size else rows % batch_size
+    def _check_rows(self, rows: int, batch_size: int, drop_last: bool = False) -> None:
+        """Raise a `ValueError` if mini-batches (or their parts) have too few rows for batch normalisation."""
+        last = 0 if drop_last else rows % batch_size
         if self.net.plan.batch_norms and 1 in (last, min(batch_size, rows)):
             which = f"the last mini-batch of {batch_size} would have 1 (drop_last=True leaves it out)"
             which = which if batch_size > 1 and rows > 1 else "a mini-batch would have 1"
@@ -227,6 +357,10 @@ class Trainer:
         squeeze = np.ndim(y) == 1
         y = check_y(y, X, self.loss.task, plan.n_outputs, check_finite, y_name, X_name)
         weight = None if sample_weight is None else check_weights(sample_weight, X)
+        if weight is not None and self.noise_multiplier:
+            raise ValueError(
+                "sample_weight and noise_multiplier exclude each other: weights would undo the bound on a row"
+            )
         self.net.squeeze = squeeze
         return X, y, weight
 
@@ -339,25 +473,46 @@ class Trainer:
 
             callbacks = check_callbacks(callbacks)
         with self._lock:
+            self._check_own_weights()
             val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "_val")
             metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
             goals = self._goals(stop_at, metrics)
+            if self.optimizer.reacts and self.optimizer.lr.monitor not in metrics:  # type: ignore[union-attr]
+                raise unknown_metric("monitor", self.optimizer.lr.monitor, metrics)  # type: ignore[union-attr]
             X, y, weight = self._checked(X, y, sample_weight, check_finite)
-            batches = Batches(X, y, weight, None, self.batch_size, self.input_scale)
-            steps = len(batches.X) // self.batch_size if self.drop_last else batches.n_batches
-            self._check_rows(len(batches.X), self.batch_size)
+            batches = Batches(X, y, weight, None, self.rows_of_update, self.input_scale)
+            n, size = len(batches.X), batches.batch_size
+            steps = n // size if self.drop_last else batches.n_batches
+            self._check_rows(n, self.batch_size, self.drop_last and n >= size)
             if not steps:
-                raise ValueError(f"X has {len(batches.X)} rows; drop_last leaves no mini-batch of {self.batch_size}")
+                raise ValueError(f"X has {n} rows; drop_last leaves no mini-batch of {size}")
+            if self.sampling == "poisson" and n < size:
+                raise ValueError(
+                    f"X has {n} rows; mini-batches of {size} can't be drawn from them by sampling='poisson'"
+                )
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
-            self.optimizer.check_length(self.t + max_epochs * steps - under_way)
-            for callback in callbacks:
-                callback.on_fit_begin(self, metrics)
-            self.history.stopped = None
-            fitting = Fitting(self, batches, steps, begin + limit, callbacks)
-            self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
-            for callback in callbacks:
-                callback.on_fit_end(self)
+            self._check_length(self.t + max_epochs * steps - under_way)
+            try:
+                for callback in callbacks:
+                    callback.on_fit_begin(self, metrics)
+                self.history.stopped = None
+                fitting = Fitting(self, batches, steps, begin + limit, callbacks)
+                self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
+            except BaseException as error:
+                for callback in callbacks:
+                    callback.on_exception(self, error)
+                raise
+            if callbacks:
+                from .callbacks import end_fit
+
+                end_fit(self, callbacks)
             return self.history
+
+    def _check_length(self, steps: int) -> None:
+        """Raise a `ValueError` if a schedule ends before `steps` updates are made."""
+        self.optimizer.check_length(steps)
+        for name, module in leaves(self.net.modules):
+            check_end(f"p of modules[{name}]", getattr(module, "p", None), steps)
 
     def _goals(self, stop_at: Mapping[str, float] | None, metrics: list[str]) -> dict[str, float]:
         stop_at = {} if stop_at is None else stop_at
@@ -367,6 +522,14 @@ class Trainer:
             if name not in metrics:
                 raise unknown_metric("stop_at", name, metrics)
         return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in stop_at.items()}
+
+
+def _limit(name: str, value: float | None) -> float | None:
+    return None if value is None else number(name, value, "(0, inf)")
+
+
+def _or_inf(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _mean(total: float, weight: float) -> float:

@@ -76,9 +76,9 @@ def build(net, loss="cross_entropy", optimizer="sgd", executor="numpy", batch_si
 
 
 def gradient(executor, net, batches, t=0):
-    out, sums = np.full(net.plan.size, np.nan, net.dtype), np.full(2, np.nan)
+    out, sums = np.full(net.plan.size, np.nan, net.dtype), np.full((1, 2), np.nan)
     executor.gradients(batches, t, out, sums)
-    return out, sums[0] / sums[1]
+    return out, sums[0, 0] / sums[0, 1]
 
 
 @pytest.mark.parametrize("name", networks())

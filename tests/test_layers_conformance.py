@@ -93,7 +93,7 @@ def test_gradients_of_any_batch_size_and_width_are_those_of_the_reference(name, 
         found = []
         for which in ("native", "numpy"):
             one, flat, buffers = executor(which, net, isa, n_threads, rows)
-            out, sums = np.full(net.plan.size, np.nan, dtype), np.full(2, np.nan)
+            out, sums = np.full(net.plan.size, np.nan, dtype), np.full((1, 2), np.nan)
             one.gradients(batches, 5, out, sums)
             assert np.array_equal(flat, net.flat)
             assert np.array_equal(buffers, net.flat_buffers)  # nothing is updated

@@ -52,9 +52,9 @@ def run(executor, batches, optimizer, steps, first=0, t=0, seconds=1e9):
 
 
 def gradient(executor, net, batches, t=0):
-    out, sums = np.full(net.plan.size, np.nan, net.dtype), np.full(2, np.nan)
+    out, sums = np.full(net.plan.size, np.nan, net.dtype), np.full((1, 2), np.nan)
     executor.gradients(batches, t, out, sums)
-    return out, sums[0] / sums[1]
+    return out, sums[0, 0] / sums[0, 1]
 
 
 def assert_gradient_is_the_slope_of_the_loss(net, loss, batches):
@@ -164,6 +164,17 @@ def test_a_step_worked_by_hand(executor, dtype):
         ("rmsprop_centered", [2, 0.5, 0.75, 0.25, 1, 0], [28, 4], 4 - 2 * 4 / 4, [25, 4]),
         ("rmsprop_centered_momentum", [2, 0.5, 0.75, 0.25, 1, 0.5], [28, 4, 2], 4 - 2 * 2, [25, 4, 2]),
         ("adagrad", [2, 0.5, 1], [9], 4 - 2 * 4 / 6, [25]),
+        # m = 8 + (4 - 8)/4 = 7; v = 44 * 3/4 + 16/4 = 37 - 1; w = 4/2 - (3 * 4 + 2 * 7)/(6 + 1)
+        ("nadam", [2, 0.5, 0.5, 0.25, 0.75, 0.1875, 1, 3], [8, 44], 2 - 26 / 7, [7, 36]),
+        ("radam", [2, 0.5, 0.5, 0.25, 0.75, 0.1875, 1, 1], [8, 44], 2 - 2 * 7 / 7, [7, 36]),
+        ("radam", [2, 0.5, 0.5, 0.25, 0.75, 0.1875, 1, 0], [8, 44], 2 - 2 * 7, [7, 36]),
+        ("adamax", [2, 0.5, 0, 0.25, 0.75, 0.5], [8, 4], 4 - 2 * 7 / 4.5, [7, 4.5]),
+        ("adamax", [2, 0.5, 0, 0.25, 0.75, 0.5], [8, 8], 4 - 2 * 7 / 6, [7, 6]),
+        # v = 56 * 3/4 + 16/4 = 46; step = 4 sqrt(16 / 49); d = 3/4 * 13 + step^2 / 4
+        ("adadelta", [2, 0.5, 0.75, 0.25, 3], [56, 13], 4 - 2 * 16 / 7, [46, 9.75 + (16 / 7) ** 2 / 4]),
+        # 3/4 (-2) + 4/4 < 0
+        ("lion", [2, 0.5, 0.5, 0.25, 0.75, 0.5, 0.25], [-2], 2 + 2, [2 - 0.5]),
+        ("lion", [2, 0.5, 0.5, 0.5, 0.25, 0.5, 0.25], [-8], 2, [2 - 2]),
     ],
 )
 def test_updates_worked_by_hand(kind, c, states, w, after):
@@ -241,10 +252,10 @@ def test_a_run_stops_after_an_update_when_its_seconds_are_over(executor):
 def test_a_mini_batch_without_weight_has_gradient_0(executor):
     net = mb.mlp([5, 4, 3], dtype="float64")
     one, _ = build(net, "cross_entropy", executor=executors.load(executor))
-    out, sums = np.full(net.plan.size, np.nan), np.full(2, np.nan)
+    out, sums = np.full(net.plan.size, np.nan), np.full((1, 2), np.nan)
     one.gradients(Batches(X, LABELS, np.zeros(N), None, N), 0, out, sums)
     assert not out.any()
-    assert sums.tolist() == [0, 0]
+    assert sums.tolist() == [[0, 0]]
 
 
 def test_dropout_masks_are_those_of_the_step_and_absent_from_evaluation():

@@ -5,6 +5,9 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
+cdef extern from "unistd.h" nogil:
+    int getentropy(void *buffer, size_t length)
+
 cdef extern from "omp.h" nogil:
     int omp_get_thread_num()
     int omp_get_num_threads()
@@ -26,7 +29,9 @@ cdef extern from "sync.h" nogil:
     void fmb_fp_leave(uint64_t state) noexcept
 
 cdef extern from "fastmb.h" nogil:
-    enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_GRADIENT
+    enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_LINEAR, FMB_GRADIENT, FMB_ACCUMULATE
+    enum: FMB_VALUE, FMB_SLOPE, FMB_TIMES_SLOPE
+    ctypedef void (*fmb_callback)(void *a, void *b, int64_t n, int64_t mode) noexcept nogil
     ctypedef struct fmb_gemm:
         int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ahead
     ctypedef struct fmb_loss_spec:
@@ -35,6 +40,7 @@ cdef extern from "fastmb.h" nogil:
         int indices
         double smoothing, delta
         const void *weight
+        fmb_callback function
     ctypedef struct fmb_source:
         const char *data
         int64_t row_stride, col_stride, columns
@@ -59,6 +65,7 @@ cdef extern from "fastmb.h" nogil:
                      const void *s, void *dz, void *loss) noexcept nogil
         void (*update)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
                        int64_t rows, int64_t n, int64_t stride, int64_t g_stride) noexcept nogil
+        void (*average)(double weight, const void *w, void *a, int64_t rows, int64_t n, int64_t stride) noexcept nogil
         void (*gather)(const fmb_source *source, const int64_t *index, int64_t first, int rows, double scale,
                        void *out) noexcept nogil
         void (*backward)(void *da, const void *d, int relu, int keep, int64_t n, int rows, void *panels,
@@ -75,11 +82,22 @@ cdef extern from "fastmb.h" nogil:
                                void *variance, void *rstd) noexcept nogil
         void (*column_sums)(const fmb_rows *rows, const fmb_norm *norm, int64_t low, int64_t high, const void *x,
                             const void *dz, void *dweight, void *dbias) noexcept nogil
+        void (*row_terms)(const fmb_norm *norm, int64_t n, const void *x, const void *dz, void *out) noexcept nogil
         void (*prelu)(const void *weight, int step, int64_t low, int64_t high, const void *x, void *out) noexcept nogil
         void (*prelu_backward)(const void *weight, int step, int64_t low, int64_t high, const void *x, const void *dz,
                                void *dx) noexcept nogil
         void (*add)(int64_t n, const void *x, void *out) noexcept nogil
         void (*multiply)(int64_t n, const void *da, const void *d, int relu, void *dz) noexcept nogil
+        void (*row_squares)(const void *block, int64_t n, void *out) noexcept nogil
+        double (*squares)(const void *g, int64_t n) noexcept nogil
+        double (*tile_squares)(const void *g, int64_t rows, int64_t n, int64_t stride) noexcept nogil
+        void (*scale_rows)(void *panels, int64_t n_panels, int64_t panel_stride, int rows,
+                           const void *f) noexcept nogil
+        void (*outer)(const void *x, int64_t n_in, const void *dz, int64_t n_out, int64_t panel_stride,
+                      void *out) noexcept nogil
+        void (*limit)(void *g, int64_t n, double factor, double limit) noexcept nogil
+        void (*noise)(uint64_t seed, uint64_t t, int64_t matrix, const uint32_t *bits, double deviation, void *g,
+                      int64_t at, int64_t n) noexcept nogil
     const fmb_kernels *fmb_kernels_for(int isa, int dtype)
     int32_t fmb_label(const fmb_source *source, int64_t row)
     ctypedef struct fmb_cursor:

@@ -4,11 +4,14 @@
 # ---- what the loops see --------------------------------------------------------------------------------------------
 
 cdef struct Op:
-    int kind            # an activation, or DROPOUT
+    int kind            # an activation, DROPOUT, or CUSTOM
     int index
     double value
     uint32_t threshold
     double scale
+    const double *rates  # a dropout's p at the updates since `since`, or NULL: always the same
+    uint64_t since
+    fmb_callback function   # of CUSTOM
 
 cdef enum Derivative:
     NONE      # no operation
@@ -38,6 +41,9 @@ cdef struct Stage:
     char *stats         # native_layers.pxi
     char *buffers       # BATCH_NORM: running mean [n], variance [n], mini-batches [1]
     char *running_rstd  # 1 / sqrt(running variance + eps)
+    int group, last_group   # rows of coefficients: of matrix rows before `cut`, and of those from there on
+    int64_t cut
+    int64_t chunks, first_chunk     # of the matrix, where a gradient that is stored is applied
 
 cdef struct Worker:
     int64_t next_block, last_block, next_tile, last_tile
@@ -48,10 +54,15 @@ cdef struct Worker:
     char **kept         # per stage with a skip: a group's values that are to be added, in inference
     char *stats         # of the rows of a block: mean, rstd, across, along
     char *tile
+    char *coef          # the step's coefficients, [group][8]
     char *s
     int32_t *labels
     char *target
     char *loss
+    char *squares       # of a group's rows (or of all): the squared norms of their own gradients
+    char *d_input       # as many: derivatives of the operations on the input
+    char *factors       # of a block's rows: what squares are made of, and what rows are multiplied by
+    uint32_t *bits      # random bits of a chunk
     fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
     int64_t expected_lines
     char pad[64]
@@ -62,25 +73,64 @@ cdef struct Batch:
     double scale
     const double *sample_weight
     const int64_t *order    # of the whole set, or NULL
+    const int64_t *offsets  # mini-batch k is order[offsets[k]] .. order[offsets[k + 1]], or NULL: all of one size
     int64_t n               # rows of the set
+
+cdef enum Want:             # what a row sweep is to do besides the step's own work
+    NORMS = 1       # the norm of every row's own gradient
+    CLIP = 2        # and shorten those that are longer than `clip`
+    WHOLE = 4       # write every row's gradient out
+    INPUTS = 8      # the gradient with respect to the input
+
+cdef struct Rules:          # what a gradient goes through on its way to the update
+    int64_t part_rows       # rows of a mini-batch that go through the network together; 0: all
+    double clip             # longest gradient of one row
+    double noise            # deviation of the noise on the sum over the rows
+    int secure              # the noise comes from the operating system's generator
+    double max_norm, limit  # of the mean gradient, as a whole and of each number
+    double divide           # what the sum is divided by; 0: by the sum of the weights
 
 cdef struct Run:            # what one call works on
     Batch batch
+    Rules rules
+    int want
+    int sweep               # make weight gradients at all
+    int stored              # they are stored in `gradient`, as sums, and applied when the mini-batch is complete
+    int applied             # not at all: the caller does that
+    char *gradient
+    int64_t row             # rows that the mini-batch had before this call
+    int running             # move the running statistics
+    double *stats           # five a mini-batch, see Executor.run, or NULL
+    float *norms            # each row's norm, by its place in the set, or NULL
+    char *norms_out         # the same in the plan's dtype, by its place in the call, or NULL
+    char **whole            # per stage: where rows' gradients of weight and bias go
+    char *inputs            # where gradients of the input go
+    int failed
     int64_t first, steps, batch_size
     uint64_t t
-    const double *coefficients
+    const double *coefficients  # a row of `columns` a step: 8 for each group, then the average's weight if there is one
+    int64_t columns
     double *sums
     int update
     char *params
     char *state[3]
+    char *average           # of the weights, or NULL
     double deadline
     int64_t check           # steps between two looks at the clock
     int64_t start, done     # updates made before this region, and by now
     int stop, bad
     int far                 # parameters and state are worth asking for ahead of their tile
 
-cdef struct Mini:           # one mini-batch, worked out by every thread for itself
+cdef struct Into:           # where gradients go
+    int kind                # of update
+    char *coef              # [group][8]
+    char *state[3]
+    double weight           # of the weights in their average
+
+cdef struct Mini:           # one mini-batch, or a part of one, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks
+    int64_t row, batch_rows     # rows of the mini-batch before this part, and in all
+    int last                # the part that completes it
     double weight           # the sum that its mean is taken over
 
 cdef struct Engine:         # a plan made ready to run
@@ -93,12 +143,17 @@ cdef struct Engine:         # a plan made ready to run
     Op *input_ops
     int n_input_ops
     int group               # blocks that go through a stage together
-    int64_t widest, total_tiles
+    int groups              # of parameters, each with its coefficients
+    int64_t widest, total_tiles, total_chunks
+    double *tile_squares    # of every tile's mean gradient, and of every chunk's
+    double *chunk_squares
+    double *row_squares     # each row's squared norm, [block][rb]
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
     fmb_loss_spec loss
     fmb_barrier barrier
     uint64_t seed
+    int dropout             # whether rows that come back are trained on
 
 
 # ---- small things --------------------------------------------------------------------------------------------------
@@ -181,6 +236,12 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
             at += _line(blocks * 2 * e.rb * e.size)
     e.row_loss = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
+    e.row_squares = <double *> (base + at)
+    at += _line(panel_rows * sizeof(double))
+    e.tile_squares = <double *> (base + at)
+    at += _line(e.total_tiles * sizeof(double))
+    e.chunk_squares = <double *> (base + at)
+    at += _line(e.total_chunks * sizeof(double))
     block = _line(e.rb * e.size)
     for w in range(threads):
         worker = &e.workers[w]
@@ -202,10 +263,13 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
             at = _assign_gradients(e, worker, base, at, blocks)
         elif rows > 0:
             worker.grad, worker.d, worker.held = e.workers[0].grad, e.workers[0].d, e.workers[0].held
+            worker.squares, worker.d_input = e.workers[0].squares, e.workers[0].d_input
         worker.stats = base + at
         at += 4 * block
         worker.tile = base + at
         at += _line((e.k.mr + 2) * e.rb * e.size)
+        worker.coef = base + at
+        at += _line(8 * e.groups * e.size)
         worker.s = base + at
         at += block
         worker.loss = base + at
@@ -214,6 +278,10 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         at += _line(e.rb * sizeof(int32_t))
         worker.target = base + at
         at += _line(_plan_outputs(e) * e.rb * e.size)
+        worker.factors = base + at
+        at += 2 * block
+        worker.bits = <uint32_t *> (base + at)
+        at += _line(CHUNK * sizeof(uint32_t))
     return at
 
 
@@ -227,9 +295,14 @@ cdef int64_t _assign_gradients(Engine *e, Worker *worker, char *base, int64_t at
         if e.stages[i].derivative == FACTOR:
             worker.d[i] = base + at
             at += size
-        if e.stages[i].skip > 0:
+        if e.stages[i].skip >= 0:
             worker.held[i] = base + at
             at += size
+    worker.squares = base + at
+    at += blocks * _line(e.rb * e.size)
+    worker.d_input = base + at
+    if e.n_input_ops > 0:
+        at += _line(blocks * e.stages[0].n_in * e.rb * e.size)
     return at
 
 

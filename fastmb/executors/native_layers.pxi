@@ -102,7 +102,13 @@ cdef void _meet(Engine *e, Mini *mini, int phase, int tid, int threads) noexcept
     fmb_barrier_wait(&e.barrier, tid, threads)
     _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
     _panels(&low, &high, s.n_in, e.rb, tid, threads)
-    if forward:
+    if not e.dropout:   # as in inference, where the rows don't depend on each other
+        for f in range(low, high):
+            _put(_statistic(e, s, MEAN), f, _get(s.buffers, f, e.size), e.size)
+            _put(_statistic(e, s, RSTD), f, 1 / sqrt(_get(s.buffers, s.n_in + f, e.size) + s.eps), e.size)
+            _put(_statistic(e, s, ACROSS), f, 0, e.size)
+            _put(_statistic(e, s, ALONG), f, 0, e.size)
+    elif forward:
         e.k.column_moments(&rows, s.eps, low, high, s.x, _statistic(e, s, MEAN), _statistic(e, s, VARIANCE),
                            _statistic(e, s, RSTD))
     else:
@@ -173,3 +179,53 @@ cdef void _infer_statistics(Engine *e) noexcept nogil:
         s = &e.stages[e.cuts[i]]
         for f in range(s.n_in):
             _put(s.running_rstd, f, 1 / sqrt(_get(s.buffers, s.n_in + f, e.size) + s.eps), e.size)
+
+
+# ---- rows' own gradients -------------------------------------------------------------------------------------------
+
+cdef void _layer_terms(Engine *e, Stage *s, int64_t block, char *terms) noexcept nogil:
+    """Each row's own gradient of a stage's weight, [columns][rb]."""
+    cdef int64_t f
+    cdef char *row = s.stats + block * 2 * e.rb * e.size
+    cdef fmb_norm norm
+    norm.mean = NULL
+    if s.kind == BATCH_NORM:
+        _normalisation(e, s, _statistic(e, s, MEAN), _statistic(e, s, RSTD), &norm)
+    elif s.kind == LAYER_NORM:
+        _normalisation(e, s, row, row + e.rb * e.size, &norm)
+    e.k.row_terms(&norm, s.n_in, s.x + block * s.x_block * e.size, s.dz + block * s.n_out * e.rb * e.size, terms)
+    if s.columns == 1:      # one weight for all features
+        for f in range(1, s.n_in):
+            e.k.add(e.rb, terms + f * e.rb * e.size, terms)
+
+
+cdef void _layer_squares(Engine *e, Stage *s, Worker *home, int64_t block, char *terms, char *total) noexcept nogil:
+    """Adds the squares of each row's own gradient to `total`, [rb]."""
+    if s.rows == 0:
+        return
+    _layer_terms(e, s, block, terms)
+    e.k.row_squares(terms, s.columns, home.factors)
+    e.k.add(e.rb, home.factors, total)
+    if s.rows > 1:
+        e.k.row_squares(s.dz + block * s.n_out * e.rb * e.size, s.n_out, home.factors)
+        e.k.add(e.rb, home.factors, total)
+
+
+cdef void _layer_shorten(Engine *e, Stage *s, int64_t block, char *factor) noexcept nogil:
+    """A block's rows of dz times their factors."""
+    cdef int64_t f
+    cdef char *dz = s.dz + block * s.n_out * e.rb * e.size
+    for f in range(s.n_out if s.rows > 0 else 0):
+        e.k.multiply(e.rb, dz + f * e.rb * e.size, factor, 0, dz + f * e.rb * e.size)
+
+
+cdef void _layer_whole(Engine *e, Run *run, Stage *s, int i, int64_t block, int rows, int64_t place,
+                       char *terms) noexcept nogil:
+    """Rows' own gradients of a stage's weight and bias, where the caller wants them."""
+    if s.rows == 0:
+        return
+    _layer_terms(e, s, block, terms)
+    e.k.scatter(terms, s.columns, rows, run.whole[2 * i] + place * s.columns * e.size, s.columns)
+    if s.rows > 1:
+        e.k.scatter(s.dz + block * s.n_out * e.rb * e.size, s.n_out, rows,
+                    run.whole[2 * i + 1] + place * s.n_out * e.size, s.n_out)

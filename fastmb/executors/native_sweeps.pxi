@@ -7,51 +7,89 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     """All steps of a run, as thread `tid` of `threads`."""
     cdef uint64_t fp = fmb_fp_enter()
     cdef Worker *me = &e.workers[tid]
-    cdef Mini mini
+    cdef Mini mini, past
+    memset(&mini, 0, sizeof(Mini))
     _mini_batch(e, run, run.start, threads, &mini)
     _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+    fmb_barrier_wait(&e.barrier, tid, threads)
     while True:
         _share(&me.next_tile, &me.last_tile, e.total_tiles, tid, threads)
-        if mini.step == run.start:
-            fmb_barrier_wait(&e.barrier, tid, threads)
         _row_sweep(e, run, &mini, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
         if run.bad:
             if tid == 0:
                 _sum(e, run, &mini)
             break
-        _weight_sweep(e, run, &mini, tid, threads)
+        if run.sweep:
+            _weight_sweep(e, run, &mini, tid, threads)
+        if run.stored and mini.last and not run.applied:
+            fmb_barrier_wait(&e.barrier, tid, threads)
+            _apply_gradient(e, run, mini.step, mini.weight, tid, threads)
         if tid == 0:
             _sum(e, run, &mini)
-            run.done = mini.step + 1
-            if run.done == run.steps or ((run.done % run.check == 0 or run.done == run.start + 1)
+            run.done = mini.step + mini.last
+            if run.done == run.steps or (mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
                                          and fmb_now() > run.deadline):
                 run.stop = 1
-        if mini.step + 1 < run.steps:
-            _mini_batch(e, run, mini.step + 1, threads, &mini)
-            _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+        past = mini
+        _next(e, run, threads, &mini)
+        _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
+        if tid == 0 and run.stats != NULL:
+            _mean_squares(e, run, &past)
         if run.stop:
             break
     fmb_fp_leave(fp)
 
 
 cdef void _mini_batch(Engine *e, Run *run, int64_t step, int threads, Mini *mini) noexcept nogil:
-    """Which rows are mini-batch `step` of the run, and how they are cut into blocks."""
+    """Which rows are mini-batch `step` of the run, and how they are cut into parts and blocks."""
     cdef int64_t i
     cdef double lanes[8]
     cdef Batch *batch = &run.batch
     mini.step = step
-    mini.begin = (run.first + step) * run.batch_size
-    mini.rows = min(run.batch_size, batch.n - mini.begin)
-    mini.block_rows = _block_rows(e, mini.rows, threads)
-    mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
-    mini.weight = mini.rows
+    mini.row = 0
+    if batch.offsets != NULL:
+        mini.begin = batch.offsets[run.first + step]
+        mini.batch_rows = batch.offsets[run.first + step + 1] - mini.begin
+    else:
+        mini.begin = (run.first + step) * run.batch_size
+        mini.batch_rows = min(run.batch_size, batch.n - mini.begin)
+    mini.weight = mini.batch_rows
     if batch.sample_weight != NULL or (e.loss.indices and e.loss.weight != NULL):
         memset(lanes, 0, sizeof(lanes))
-        for i in range(mini.rows):
+        for i in range(mini.batch_rows):
             lanes[i & 7] += _sample_weight(e, batch, mini.begin + i) * _class_weight(e, batch, mini.begin + i)
         mini.weight = _tree(lanes)
+    _part(e, run, threads, mini)
+
+
+cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
+    """The part of the mini-batch that begins at `mini.row`."""
+    mini.rows = mini.batch_rows - mini.row
+    if run.rules.part_rows > 0:
+        mini.rows = min(mini.rows, run.rules.part_rows)
+    mini.last = mini.row + mini.rows == mini.batch_rows
+    mini.block_rows = _block_rows(e, mini.rows, threads)
+    mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
+
+
+cdef void _next(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
+    """From one part to the next, or from one mini-batch to the next, if there is one."""
+    if not mini.last:
+        mini.row += mini.rows
+        mini.begin += mini.rows
+        _part(e, run, threads, mini)
+    elif mini.step + 1 < run.steps:
+        _mini_batch(e, run, mini.step + 1, threads, mini)
+
+
+cdef int64_t _longest(Run *run) noexcept nogil:
+    """Rows of the largest mini-batch of a run whose mini-batches differ."""
+    cdef int64_t k, most = 1
+    for k in range(run.first, run.first + run.steps):
+        most = max(most, run.batch.offsets[k + 1] - run.batch.offsets[k])
+    return most
 
 
 cdef int64_t _block_rows(Engine *e, int64_t rows, int threads) noexcept nogil:
@@ -86,16 +124,48 @@ cdef double _class_weight(Engine *e, Batch *batch, int64_t position) noexcept no
 
 
 cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
-    """The mini-batch's loss sum and weight: eight lanes over the rows, then a tree."""
+    """The part's loss sum, and the mini-batch's weight: eight lanes over the rows, then a tree."""
     cdef double lanes[8]
+    cdef double squares[8]
+    cdef double norms[8]
+    cdef double largest = 0, scale
     cdef int64_t block, r, i = 0
+    cdef double *stats
     memset(lanes, 0, sizeof(lanes))
+    memset(squares, 0, sizeof(squares))
+    memset(norms, 0, sizeof(norms))
     for block in range(mini.blocks):
         for r in range(min(mini.block_rows, mini.rows - i)):
             lanes[i & 7] += e.row_loss[block * e.rb + r]
+            if run.stats != NULL:
+                squares[i & 7] += e.row_squares[block * e.rb + r]
+                norms[i & 7] += sqrt(e.row_squares[block * e.rb + r])
+                largest = max(largest, e.row_squares[block * e.rb + r])
             i += 1
-    run.sums[2 * mini.step] = _tree(lanes)
+    if mini.row == 0:
+        run.sums[2 * mini.step] = 0
+    run.sums[2 * mini.step] += _tree(lanes)
     run.sums[2 * mini.step + 1] = mini.weight
+    if run.stats != NULL:   # of rows' gradients so scaled that their plain mean is the step's
+        stats = run.stats + 5 * mini.step
+        scale = mini.batch_rows / mini.weight if mini.weight > 0 else 0.0
+        if mini.row == 0:
+            stats[0] = stats[1] = stats[4] = 0
+        stats[0] += scale * scale * _tree(squares)
+        stats[1] = max(stats[1], scale * scale * largest)
+        stats[3] = mini.batch_rows
+        stats[4] += scale * _tree(norms)
+
+
+cdef void _mean_squares(Engine *e, Run *run, Mini *mini) noexcept nogil:
+    """The squared norm of the mean gradient, in the tiles' or the chunks' order."""
+    cdef double lanes[8]
+    cdef int64_t i
+    cdef double *parts = e.chunk_squares if run.stored else e.tile_squares
+    memset(lanes, 0, sizeof(lanes))
+    for i in range(e.total_chunks if run.stored else e.total_tiles):
+        lanes[i & 7] += parts[i]
+    run.stats[5 * mini.step + 2] = _tree(lanes)
 
 
 # ---- the row sweep -------------------------------------------------------------------------------------------------
@@ -145,18 +215,38 @@ cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
                 _loss(e, run, mini, home, first + b, _gradient(e, home, 0, first, b))
         fmb_barrier_wait(&e.barrier, part, parts)
     if phase >= e.n_cuts:
-        _rows_backward(e, mini, home, first, blocks, e.cuts[back] if phase > e.n_cuts else -1,
+        _rows_backward(e, run, mini, home, first, blocks, e.cuts[back] if phase > e.n_cuts else -1,
                        e.cuts[back - 1] if back > 0 else -1, part, parts)
+    if run.want and part == 0 and back == 0:
+        _each_row(e, run, mini, home, first, blocks)
+
+
+cdef inline int64_t _slot(Engine *e, int64_t first, int64_t b) noexcept nogil:
+    """Where block `first` + b is in what is kept on the way: of a group of blocks, or of all, for all threads."""
+    return b + (first if e.n_cuts > 0 else 0)
 
 
 cdef inline char *_gradient(Engine *e, Worker *home, int side, int64_t first, int64_t b) noexcept nogil:
     """Where the gradient of block `first` + b is, and before that the network's output."""
-    return home.grad[side] + (b + (first if e.n_cuts > 0 else 0)) * (e.widest + 1) * e.rb * e.size
+    return home.grad[side] + _slot(e, first, b) * (e.widest + 1) * e.rb * e.size
 
 
 cdef inline char *_own(Engine *e, char **of_stages, int i, int64_t first, int64_t b, int64_t low) noexcept nogil:
     """Where stage i keeps feature `low` of block `first` + b, in `d` or `held`."""
-    return of_stages[i] + ((b + (first if e.n_cuts > 0 else 0)) * e.stages[i].n_out + low) * e.rb * e.size
+    return of_stages[i] + (_slot(e, first, b) * e.stages[i].n_out + low) * e.rb * e.size
+
+
+cdef inline char *_d_input(Engine *e, Worker *home, int64_t first, int64_t b) noexcept nogil:
+    return home.d_input + _slot(e, first, b) * e.stages[0].n_in * e.rb * e.size
+
+
+cdef inline char *_squares(Engine *e, Worker *home, int64_t first, int64_t b) noexcept nogil:
+    return home.squares + _slot(e, first, b) * _line(e.rb * e.size)
+
+
+cdef inline int _input_side(Stage *s) noexcept nogil:
+    """In which of the gradients that go back that of a stage's input is."""
+    return 1 - s.side if s.kind == LINEAR else s.side
 
 
 cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int start,
@@ -176,8 +266,11 @@ cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t f
             rows = <int> min(mini.block_rows, mini.rows - row)
             out = e.stages[0].x + (first + b) * e.stages[0].x_block * e.size
             _gather(e, &batch.X, batch, mini.begin + row, rows, batch.scale, out)
-            _apply(e, e.input_ops, e.n_input_ops, out, NULL, 0, e.stages[0].n_in, run.t + mini.step,
-                   row, 1)
+            d = NULL
+            if e.n_input_ops > 0 and run.want & INPUTS:
+                d = _d_input(e, home, first, b)
+            _apply(e, e.input_ops, e.n_input_ops, out, d, 0, e.stages[0].n_in, run.t + mini.step,
+                   run.row + mini.row + row, e.dropout)
     fmb_barrier_wait(&e.barrier, part, parts)
 
     for i in range(start, end):
@@ -198,12 +291,12 @@ cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t f
                         out + (b * block + low * e.rb) * e.size)
             d = NULL if s.derivative != FACTOR else _own(e, home.d, i, first, b, low)
             _apply(e, s.ops, s.n_ops, out + (b * block + low * e.rb) * e.size, d, low, high - low,
-                   run.t + mini.step, (first + b) * mini.block_rows, 1)
+                   run.t + mini.step, run.row + mini.row + (first + b) * mini.block_rows, e.dropout)
         fmb_barrier_wait(&e.barrier, part, parts)
 
 
-cdef void _rows_backward(Engine *e, Mini *mini, Worker *home, int64_t first, int64_t blocks, int top, int bottom,
-                         int part, int parts) noexcept nogil:
+cdef void _rows_backward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int top,
+                         int bottom, int part, int parts) noexcept nogil:
     """From the last stage to the first. Or, where phases meet in a stage, from the input gradient of stage `top` to
     the output gradient of stage `bottom`; -1 where they don't."""
     cdef int64_t b, low, high
@@ -223,24 +316,27 @@ cdef void _rows_backward(Engine *e, Mini *mini, Worker *home, int64_t first, int
             elif s.derivative == SIGN:
                 d = e.stages[i + 1].x + ((first + b) * e.stages[i + 1].x_block + low * e.rb) * e.size
             if s.kind == LINEAR:
-                e.k.backward(da, d, s.derivative == SIGN, i > 0, high - low, rows,
+                e.k.backward(da, d, s.derivative == SIGN, i > 0 or run.want != 0, high - low, rows,
                              s.dz + (low // e.rb * s.panel_stride + (first + b) * e.rb * e.rb) * e.size,
                              s.panel_stride)
             else:
                 _layer_dz(e, s, first + b, da, d, low, high)
-            if s.skip > 0:
+            if s.skip > 0 or (s.skip == 0 and run.want & INPUTS):
                 if s.kind != LINEAR and s.kind != IDENTITY:
                     da = s.dz + ((first + b) * s.n_out + low) * e.rb * e.size
                 memcpy(_own(e, home.held, i, first, b, low), da, (high - low) * e.rb * e.size)
-        if i == 0 or i == bottom:
+        if i > 0 or run.want:
+            fmb_barrier_wait(&e.barrier, part, parts)
+        if run.want and part == 0 and i != top:
+            _row_squares(e, s, home, first, blocks, i + 1 == e.n_stages)
+        if i == bottom or (i == 0 and not run.want & INPUTS):
             continue
-        fmb_barrier_wait(&e.barrier, part, parts)
         _panels(&low, &high, s.n_in, e.rb, part, parts)
         if s.kind == LINEAR:
             _backward(e, s, mini, first, blocks, _gradient(e, home, s.side, first, 0),
                       _gradient(e, home, 1 - s.side, first, 0), (e.widest + 1) * e.rb, low, high)
         for b in range(blocks):
-            da = _gradient(e, home, e.stages[i - 1].side, first, b)
+            da = _gradient(e, home, _input_side(s), first, b)
             if s.kind != LINEAR:
                 _layer_dx(e, s, home, first + b, da, low, high, part, parts)
             for j in range(i, e.n_stages if s.skipped else 0):
@@ -259,14 +355,26 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
     """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
     derivatives."""
     cdef int i, first = 1
+    cdef uint32_t threshold
+    cdef double scale
+    cdef int64_t j
     for i in range(n_ops):
-        if ops[i].kind != DROPOUT:
+        if ops[i].kind == CUSTOM:
+            ops[i].function(a, d, n * e.rb, FMB_VALUE if d == NULL else FMB_SLOPE if first else FMB_TIMES_SLOPE)
+        elif ops[i].kind != DROPOUT:
             e.k.activation(ops[i].kind, ops[i].value, a, d, n * e.rb, first)
         elif training:
-            e.k.dropout(e.seed, t, ops[i].index, row, unit, ops[i].threshold, ops[i].scale, a, d, n, first)
+            threshold, scale = ops[i].threshold, ops[i].scale
+            if ops[i].rates != NULL:
+                scale = ops[i].rates[t - ops[i].since]
+                threshold, scale = <uint32_t> (scale * 4294967296.0), 1.0 / (1.0 - scale)
+            e.k.dropout(e.seed, t, ops[i].index, row, unit, threshold, scale, a, d, n, first)
         else:
             continue
         first = 0
+    if first and d != NULL:     # nothing was done
+        for j in range(n * e.rb):
+            _put(d, j, 1.0, e.size)
 
 
 cdef void _forward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
@@ -349,7 +457,7 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
     cdef int64_t row = block * mini.block_rows
     cdef int64_t position = mini.begin + row
     cdef int r, rows = <int> min(mini.block_rows, mini.rows - row)
-    cdef double weight, value, scale = 1.0 / mini.weight if mini.weight > 0 else 0.0
+    cdef double weight, value, scale = _scale(run, mini)
     cdef double *row_loss = e.row_loss + block * e.rb
     for r in range(e.rb):
         weight = _sample_weight(e, &run.batch, position + r) if r < rows else 0.0
@@ -362,6 +470,13 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
         row_loss[r] = value
         if value - value != 0:
             run.bad = 1
+
+
+cdef double _scale(Run *run, Mini *mini) noexcept nogil:
+    """What a row's weight is multiplied by on its way to the gradient: stored gradients are sums."""
+    if run.stored:
+        return 1.0
+    return 1.0 / mini.weight if mini.weight > 0 else 0.0
 
 
 cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int rows) noexcept nogil:
@@ -380,16 +495,12 @@ cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int ro
 cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
     cdef int i
-    cdef int64_t tile, chunk = 1 + 64 // mini.rows
+    cdef int64_t tile, chunk = 1 + 64 // max(<int64_t> 1, mini.rows)
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
-    cdef double coef64[8]
-    cdef float coef32[8]
-    for i in range(8):
-        coef64[i] = run.coefficients[8 * mini.step + i]
-        coef32[i] = <float> coef64[i]
+    _round_coefficients(e, run, me, mini.step)
     _expect(e, run, mini, me, tid, threads)
-    if run.update != FMB_GRADIENT and tid == threads - 1:
+    if run.running and tid == threads - 1:
         _running_statistics(e, mini)
     for i in range(threads):
         owner = &e.workers[(tid + i) % threads]
@@ -397,18 +508,17 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
             tile = fmb_take(&owner.next_tile, chunk)
             if tile >= owner.last_tile:
                 break
-            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile),
-                   <void *> coef64 if e.size == 8 else <void *> coef32)
+            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile))
 
 
 cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each
     tile a few cache lines, since all at once they would be waited for."""
     cdef Batch *batch = &run.batch
-    cdef int64_t next = mini.begin + run.batch_size, blocks, lines
-    cdef int64_t rows = min(run.batch_size, batch.n - next)
+    cdef int64_t next = mini.begin + mini.rows, blocks, lines
+    cdef int64_t rows = min(mini.rows, batch.n - next)
     me.expected.first = me.expected.last = me.expected.at = 0
-    if mini.step + 1 < run.steps and rows > 0 and batch.X.col_stride > 0:
+    if (mini.step + 1 < run.steps or not mini.last) and batch.offsets == NULL and rows > 0 and batch.X.col_stride > 0:
         blocks = (rows + mini.block_rows - 1) // mini.block_rows
         me.expected.first = next + min(rows, tid * blocks // threads * mini.block_rows)
         me.expected.last = next + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
@@ -416,14 +526,15 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
         me.expected_lines = 1 + lines * threads // e.total_tiles
 
 
-cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end,
-                 const void *coef) noexcept nogil:
+cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end) noexcept nogil:
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's gradient is, and
     the update of w."""
     cdef int i = 0, j, rows, columns
     cdef int64_t panel, m, at
+    cdef Into into
     cdef Stage *s
     cdef fmb_gemm g
+    _destination(e, run, mini, me, &into)
     while tile >= e.stages[i].first_tile + e.stages[i].tiles:
         i += 1
     while tile < end:
@@ -447,24 +558,237 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
             if run.far:
                 fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.columns * e.size)
                 for j in range(3):
-                    if run.state[j] != NULL:
-                        fmb_prefetch_tile(run.state[j] + at, rows, columns * e.size, s.columns * e.size)
+                    if into.state[j] != NULL:
+                        fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.columns * e.size)
+                if into.weight != 0:
+                    fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.columns * e.size)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
-            if s.kind == LINEAR:
+            if mini.rows > 0 and s.kind != LINEAR:
+                _layer_gradient(e, s, mini, panel * e.rb, columns, g.c_m, me.tile)
+            elif mini.rows > 0:
                 e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
                          s.dz + panel * s.panel_stride * e.size, me.tile)
             else:
-                _layer_gradient(e, s, mini, panel * e.rb, columns, g.c_m, me.tile)
+                memset(me.tile, 0, (e.k.mr + 2) * e.rb * e.size)
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
-            e.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
-                       run.state[1] + at if run.state[1] != NULL else NULL,
-                       run.state[2] + at if run.state[2] != NULL else NULL, me.tile, rows, columns, s.columns,
-                       e.rb)
+            if run.stats != NULL and not run.stored:
+                e.tile_squares[tile] = e.k.tile_squares(me.tile, rows, columns, e.rb)
+            _update(e, run, s, &into, m * s.columns + panel * e.rb, rows, columns, me.tile, e.rb)
             tile += 1
         i += 1
+
+
+cdef void _round_coefficients(Engine *e, Run *run, Worker *me, int64_t step) noexcept nogil:
+    """The step's coefficients in the plan's dtype. There are none where gradients are only stored."""
+    cdef int64_t i
+    if run.coefficients != NULL:
+        for i in range(8 * e.groups):
+            _put(me.coef, i, run.coefficients[run.columns * step + i], e.size)
+
+
+cdef void _destination(Engine *e, Run *run, Mini *mini, Worker *me, Into *into) noexcept nogil:
+    """Where the weight sweep's gradients go: into the update, or into the array that stores them."""
+    _to_update(run, mini.step, me, into)
+    if run.stored:
+        into.kind = FMB_GRADIENT if run.row + mini.row == 0 else FMB_ACCUMULATE
+        into.state[0], into.state[1], into.state[2] = run.gradient, NULL, NULL
+        into.weight = 0
+
+
+cdef void _to_update(Run *run, int64_t step, Worker *me, Into *into) noexcept nogil:
+    cdef int j
+    into.kind = run.update
+    into.coef = me.coef
+    for j in range(3):
+        into.state[j] = run.state[j]
+    into.weight = 0 if run.average == NULL else run.coefficients[run.columns * (step + 1) - 1]
+
+
+cdef void _update(Engine *e, Run *run, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns,
+                  const char *g, int64_t g_stride) noexcept nogil:
+    """The update of rows x columns weights, from number `first` of the stage's matrix on, by their gradients. At
+    `s.cut` another group of parameters begins."""
+    cdef int64_t head
+    if rows == 1:
+        head = max(<int64_t> 0, min(columns, s.cut * s.columns - first))
+        _update_group(e, run, s, into, s.group, first, 1, head, g, g_stride)
+        _update_group(e, run, s, into, s.last_group, first + head, 1, columns - head, g + head * e.size, g_stride)
+    else:
+        head = max(<int64_t> 0, min(rows, s.cut - first // s.columns))
+        _update_group(e, run, s, into, s.group, first, head, columns, g, g_stride)
+        _update_group(e, run, s, into, s.last_group, first + head * s.columns, rows - head, columns,
+                      g + head * g_stride * e.size, g_stride)
+
+
+cdef void _update_group(Engine *e, Run *run, Stage *s, Into *into, int group, int64_t first, int64_t rows,
+                        int64_t columns, const char *g, int64_t g_stride) noexcept nogil:
+    cdef int64_t at = (s.offset + first) * e.size
+    if rows <= 0 or columns <= 0:
+        return
+    e.k.update(into.kind, into.coef + 8 * group * e.size, run.params + at,
+               into.state[0] + at if into.state[0] != NULL else NULL,
+               into.state[1] + at if into.state[1] != NULL else NULL,
+               into.state[2] + at if into.state[2] != NULL else NULL, g, rows, columns, s.columns, g_stride)
+    if into.weight != 0:
+        e.k.average(into.weight, run.params + at, run.average + at, rows, columns, s.columns)
+
+
+# ---- rows' own gradients -------------------------------------------------------------------------------------------
+
+cdef void _row_squares(Engine *e, Stage *s, Worker *home, int64_t first, int64_t blocks, int start) noexcept nogil:
+    """Adds to the squared norms of the blocks' rows what a stage has: a weight's gradient by one row is the product
+    of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015)."""
+    cdef int64_t b, r, width = _line(e.rb * e.size)
+    cdef char *x = home.factors
+    cdef char *total
+    for b in range(blocks):
+        total = _squares(e, home, first, b)
+        if start:
+            memset(total, 0, width)
+        if s.kind != LINEAR:
+            _layer_squares(e, s, home, first + b, _gradient(e, home, 1 - s.side, first, b), total)
+            continue
+        e.k.row_squares(s.x + (first + b) * s.x_block * e.size, s.rows, x)
+        e.k.row_squares(_gradient(e, home, s.side, first, b), s.n_out, x + width)
+        for r in range(e.rb):
+            if e.size == 8:
+                (<double *> total)[r] += (<double *> x)[r] * (<double *> (x + width))[r]
+            else:
+                (<float *> total)[r] += (<float *> x)[r] * (<float *> (x + width))[r]
+
+
+cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks) noexcept nogil:
+    """What is wanted of the blocks' rows, now that their gradients are there: norms, shortening, themselves."""
+    cdef int64_t b, r, row, place
+    cdef int i, rows, shorter, side = _input_side(&e.stages[0])
+    cdef double scale = _scale(run, mini), square, norm
+    cdef char *factor = home.factors
+    cdef char *dx
+    cdef Stage *s
+    scale = 1.0 / scale if scale > 0 else 0.0
+    for b in range(blocks):
+        row = (first + b) * mini.block_rows
+        rows = <int> min(mini.block_rows, mini.rows - row)
+        shorter = 0
+        for r in range(rows):
+            square = _get(_squares(e, home, first, b), r, e.size) * scale * scale
+            norm = sqrt(square)
+            place = mini.begin + row + r
+            e.row_squares[(first + b) * e.rb + r] = square
+            if run.norms_out != NULL:
+                _put(run.norms_out, place, norm, e.size)
+            if run.norms != NULL:
+                run.norms[run.batch.order[place] if run.batch.order != NULL else place] = <float> norm
+            shorter |= norm > run.rules.clip
+            _put(factor, r, run.rules.clip / norm if norm > run.rules.clip else 1.0, e.size)
+        for i in range(e.n_stages):
+            s = &e.stages[i]
+            if run.want & CLIP and shorter:
+                if s.kind == LINEAR:
+                    e.k.scale_rows(s.dz + (first + b) * e.rb * e.rb * e.size, s.panels, s.panel_stride, rows, factor)
+                else:
+                    _layer_shorten(e, s, first + b, factor)
+            if run.want & WHOLE and s.kind != LINEAR:
+                _layer_whole(e, run, s, i, first + b, rows, mini.begin + row, _gradient(e, home, 1 - side, first, b))
+            elif run.want & WHOLE:
+                for r in range(rows):
+                    _whole(e, run, s, i, s.x + ((first + b) * s.x_block + r) * e.size,
+                           s.dz + ((first + b) * e.rb + r) * e.rb * e.size, mini.begin + row + r)
+        if run.want & INPUTS:
+            dx = _gradient(e, home, side, first, b)
+            if e.n_input_ops > 0:
+                for i in range(e.stages[0].n_in * e.rb):
+                    _put(dx, i, _get(dx, i, e.size) * _get(_d_input(e, home, first, b), i, e.size), e.size)
+            e.k.scatter(dx, e.stages[0].n_in, rows,
+                        run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, e.stages[0].n_in)
+            e.k.limit(run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, rows * e.stages[0].n_in,
+                      run.batch.scale, INFINITY)
+
+
+cdef void _whole(Engine *e, Run *run, Stage *s, int i, char *x, char *dz, int64_t place) noexcept nogil:
+    """A row's own gradient of a stage's weight and bias, where the caller wants it."""
+    e.k.outer(x, s.n_in, dz, s.n_out, s.panel_stride, run.whole[2 * i] + place * s.n_in * s.n_out * e.size)
+    if s.rows > s.n_in:
+        e.k.outer(x + s.n_in * e.rb * e.size, 1, dz, s.n_out, s.panel_stride,
+                  run.whole[2 * i + 1] + place * s.n_out * e.size)
+
+
+# ---- a gradient that was stored ------------------------------------------------------------------------------------
+
+cdef void _apply_work(Engine *e, Run *run, double weight, int tid, int threads) noexcept nogil:
+    """A gradient that the caller has, applied."""
+    cdef uint64_t fp = fmb_fp_enter()
+    _apply_gradient(e, run, 0, weight, tid, threads)
+    fmb_fp_leave(fp)
+
+
+cdef void _apply_gradient(Engine *e, Run *run, int64_t step, double weight, int tid, int threads) noexcept nogil:
+    """From the sum of gradients to the update: mean, noise, limits, in chunks of the matrices."""
+    cdef Rules *rules = &run.rules
+    cdef Stage *s
+    cdef Into into
+    cdef double lanes[8]
+    cdef double norm, scale = 1.0
+    cdef double divide = rules.divide if rules.divide > 0 else weight
+    cdef int64_t c, at, n, first, last
+    cdef int norms = rules.max_norm < INFINITY or run.stats != NULL
+    cdef char *g
+    _round_coefficients(e, run, &e.workers[tid], step)
+    _to_update(run, step, &e.workers[tid], &into)
+    _share(&first, &last, e.total_chunks, tid, threads)
+    if norms:
+        for c in range(first, last):
+            s = _chunk(e, c, &at, &n)
+            g = run.gradient + (s.offset + at) * e.size
+            _mean(e, run, &e.workers[tid], step, divide, s, at, n)
+            e.chunk_squares[c] = e.k.squares(g, n)
+        fmb_barrier_wait(&e.barrier, tid, threads)
+        memset(lanes, 0, sizeof(lanes))
+        for c in range(e.total_chunks):
+            lanes[c & 7] += e.chunk_squares[c]
+        norm = sqrt(_tree(lanes))
+        if rules.max_norm < INFINITY and not norm + 1e-6 <= rules.max_norm:
+            scale = rules.max_norm / (norm + 1e-6)
+    for c in range(first, last):
+        s = _chunk(e, c, &at, &n)
+        g = run.gradient + (s.offset + at) * e.size
+        if not norms:
+            _mean(e, run, &e.workers[tid], step, divide, s, at, n)
+        if scale != 1.0 or rules.limit < INFINITY:
+            e.k.limit(g, n, scale, rules.limit)
+        _update(e, run, s, &into, at, 1, n, g, n)
+
+
+cdef Stage *_chunk(Engine *e, int64_t c, int64_t *at, int64_t *n) noexcept nogil:
+    """Chunk `c` of the parameters: its stage, where it begins in the stage's matrix, and its numbers."""
+    cdef int i = 0
+    while c >= e.stages[i].first_chunk + e.stages[i].chunks:
+        i += 1
+    at[0] = (c - e.stages[i].first_chunk) * CHUNK
+    n[0] = min(CHUNK, e.stages[i].rows * e.stages[i].columns - at[0])
+    return &e.stages[i]
+
+
+cdef void _mean(Engine *e, Run *run, Worker *me, int64_t step, double divide, Stage *s, int64_t at,
+                int64_t n) noexcept nogil:
+    """A chunk of the sum divided, and the noise added."""
+    cdef char *g = run.gradient + (s.offset + at) * e.size
+    cdef double factor = 1.0 / divide if divide > 0 else 0.0
+    cdef int64_t i, bytes
+    cdef uint32_t *bits = NULL
+    if factor != 1.0:
+        e.k.limit(g, n, factor, INFINITY)
+    if run.rules.noise > 0:
+        if run.rules.secure:
+            bits = me.bits
+            bytes = (n + 127) // 128 * 128 * sizeof(uint32_t)
+            for i in range(0, bytes, 256):
+                if getentropy(<char *> bits + i, 256) != 0:
+                    run.failed = 1
+        e.k.noise(e.seed, run.t + step, s - e.stages, bits, run.rules.noise * factor, g, at, n)
 
 
 # ---- inference: a thread's work ------------------------------------------------------------------------------------

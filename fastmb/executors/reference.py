@@ -10,14 +10,15 @@ dtype (parameters, state, coefficients, the value of a dropout mask) is rounded 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..plan import Op, Plan, Stage, buffer_views, views
-from ..rng import dropout_mask
+from ..rng import dropout_mask, noise_words, normal
 from . import Training
 from .reference_layers import KINDS, Arrays, BatchNorm
 
@@ -29,9 +30,14 @@ ROWS = 1024  # rows taken at a time where no mini-batch says how many
 
 Drop = Callable[[Op, int, int], np.ndarray] | None  # (op, rows, units) -> mask; None: no dropout
 
-Tape = list[tuple[np.ndarray, Any, np.ndarray]]
-
 _quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a loss may overflow: the caller looks at it
+
+
+class Tape(NamedTuple):
+    """What a forward pass leaves for the way back."""
+
+    d_input: np.ndarray  # derivative of the operations on the input
+    stages: list[tuple[np.ndarray, Any, np.ndarray]]  # each stage's input, what f needs, the operations' derivative
 
 
 class NumpyExecutor:
@@ -48,25 +54,103 @@ class NumpyExecutor:
     ) -> None:
         self.plan = plan
         self.params = params
-        self.buffers = np.zeros(plan.buffer_size) if buffers is None else buffers
+        self.buffers = np.zeros(plan.buffer_size, plan.dtype) if buffers is None else buffers
         self.training = training
+        if training is not None:
+            optimizer = training.optimizer
+            groups = optimizer.parameter_groups(views(params, plan))
+            places = views(np.arange(plan.size), plan)
+            self._groups = [  # the places of each group's parameters in the flat vector
+                np.concatenate([np.zeros(0, int), *(places[name].ravel() for name in groups if groups[name] == i)])
+                for i in range(optimizer.n_groups)
+            ]
 
     def run(
-        self, batches: Batches, first: int, t: int, coefficients: np.ndarray, sums: np.ndarray, seconds: float
+        self,
+        batches: Batches,
+        first: int,
+        t: int,
+        coefficients: np.ndarray,
+        sums: np.ndarray,
+        seconds: float,
+        stats: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
     ) -> int:
         deadline = time.perf_counter() + seconds
+        assert self.training is not None
+        rules = self.training.rules
         for step, row in enumerate(coefficients):
-            gradient, tape = self._gradient(batches, first + step, t + step, sums[step])
+            rows = _rows_of(batches, first + step)
+            da, tape = self._examples(batches, rows, t + step, 0, sums[step])
             if not np.isfinite(sums[step, 0]):
                 return step
-            self._update(row, gradient)
+            weight = sums[step, 1]
+            if rules.clip_per_example < math.inf or stats is not None or norms is not None:
+                size = self._norms(da, tape)
+                if norms is not None:
+                    norms[rows] = size
+                da = da * shorten(size, rules.clip_per_example)[:, None]
+            gradient = self._mean(self._backward(da, tape), rules.divide or weight, t + step)
+            if stats is not None:
+                size = size * len(rows) / weight if weight > 0 else np.zeros(len(rows))
+                mean = (gradient**2).sum()
+                stats[step] = (size**2).sum(), (size**2).max(initial=0), mean, len(rows), size.sum()
+            self._update(row, self._limited(gradient))
             self._update_buffers(tape)
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
 
-    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> None:
-        out[:] = self._gradient(batches, 0, t, sums)[0]
+    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool:
+        da, tape = self._examples(batches, _rows_of(batches, 0), t, 0, sums[0])
+        weight = sums[0, 1]
+        out[:] = self._backward(da, tape) / weight if weight > 0 else 0
+        return bool(np.isfinite(sums[0, 0]))
+
+    def accumulate(
+        self,
+        batches: Batches,
+        t: int,
+        row: int,
+        out: np.ndarray,
+        sums: np.ndarray,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        da, tape = self._examples(batches, _rows_of(batches, 0), t, row, sums[0])
+        if not np.isfinite(sums[0, 0]):
+            return False
+        if inputs is not None:
+            inputs[:] = self._to_input(da, tape) * batches.scale
+        if self.training is not None:
+            da = da * shorten(self._norms(da, tape), self.training.rules.clip_per_example)[:, None]
+        gradient = self._backward(da, tape)
+        out[:] = gradient if row == 0 else out + gradient
+        self._update_buffers(tape)
+        return True
+
+    def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
+        self._update(coefficients[0], self._limited(self._mean(_float64(gradient), weight, t)))
+
+    def per_example(
+        self,
+        batches: Batches,
+        t: int,
+        sums: np.ndarray,
+        norms: np.ndarray | None = None,
+        gradients: list[np.ndarray | None] | None = None,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        da, tape = self._examples(batches, _rows_of(batches, 0), t, 0, sums[0])
+        if norms is not None:
+            norms[:] = self._norms(da, tape)
+        if inputs is not None:
+            inputs[:] = self._to_input(da, tape) * batches.scale
+        if gradients is not None:
+            each = (array for pair in self._each(da, tape) for array in pair)
+            for out, array in zip(gradients, each, strict=True):
+                if out is not None and array.size:
+                    out[:] = array
+        return bool(np.isfinite(sums[0, 0]))
 
     @_quiet
     def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:
@@ -84,57 +168,113 @@ class NumpyExecutor:
             out[rows], losses[rows], weights[rows] = z, s * row_loss, s * row_weight
 
     @_quiet
-    def _gradient(self, batches: Batches, batch: int, t: int, sums: np.ndarray) -> tuple[np.ndarray, Tape]:
-        """The mean gradient of mini-batch `batch`, float64, flat; its weighted loss and its weight into `sums`."""
+    def _examples(
+        self, batches: Batches, rows: np.ndarray, t: int, row: int, sums: np.ndarray
+    ) -> tuple[np.ndarray, Tape]:
+        """The gradient of each row's weighted loss with respect to its output, and the way there.
+
+        The rows' weighted loss and their weight go into `sums`. `row` counts the rows that the mini-batch had before.
+        """
         training = self.training
-        assert training is not None
         assert batches.y is not None
-        n = len(batches.X)
-        rows: np.ndarray | slice = slice(batch * batches.batch_size, min((batch + 1) * batches.batch_size, n))
-        if batches.order is not None:
-            rows = batches.order[rows]
         x, y = _float64(batches.X[rows]) * batches.scale, np.asarray(batches.y[rows])
         s = np.ones(len(x)) if batches.sample_weight is None else batches.sample_weight[rows]
 
         def drop(op: Op, rows: int, units: int) -> np.ndarray:
-            return dropout_mask(training.seed, t, op.index, rows, units, op.value, self.plan.dtype)
+            assert training is not None
+            p = op.values(t, 1).item()
+            return dropout_mask(training.seed, t, op.index, row + rows, units, p, self.plan.dtype)[row:]
 
-        z, tape = self._forward(x, drop)
+        z, tape = self._forward(x, drop if training is not None else None)
+        if training is None:  # y is the gradient
+            sums[:] = (z * y).sum(), len(x)
+            return _float64(y), tape
         row_loss, dz, row_weight = loss_and_gradient(training.loss, z, y)
-        total, weight = (s * row_loss).sum(), (s * row_weight).sum()
-        sums[:] = total, weight
-        share = s / weight if weight > 0 else np.zeros(len(s))
-        return self._backward(share[:, None] * dz, tape), tape
+        sums[:] = (s * row_loss).sum(), (s * row_weight).sum()
+        return s[:, None] * dz, tape
+
+    def _mean(self, gradient: np.ndarray, divide: float, t: int) -> np.ndarray:
+        """A sum of gradients, divided, with noise: see `fastmb.executors.Rules`."""
+        assert self.training is not None
+        rules = self.training.rules
+        factor = 1 / divide if divide > 0 else 0.0
+        gradient = gradient * factor
+        if rules.noise_multiplier > 0:
+            deviation = rules.noise_multiplier * rules.clip_per_example * factor
+            for i, stage in enumerate(self.plan.stages):
+                matrix = slice(stage.offset, stage.offset + stage.size)
+                bits = np.frombuffer(os.urandom(4 * noise_words(stage.size)), np.uint32) if rules.secure else None
+                gradient[matrix] += deviation * normal(self.training.seed, t, i, stage.size, bits)
+        return gradient
+
+    def _limited(self, gradient: np.ndarray) -> np.ndarray:
+        """A mean gradient within the limits of `fastmb.executors.Rules`."""
+        assert self.training is not None
+        rules = self.training.rules
+        norm = math.sqrt((gradient**2).sum())
+        if not norm + 1e-6 <= rules.max_grad_norm:
+            gradient = gradient * (rules.max_grad_norm / (norm + 1e-6))
+        return np.clip(gradient, -rules.clip_value, rules.clip_value)
 
     def _forward(self, x: np.ndarray, drop: Drop) -> tuple[np.ndarray, Tape]:
-        """The raw output of rows `x`, and each stage's input, what its way back needs, and its derivative."""
+        """The raw output of rows `x`, and what it takes to come back."""
         numbers = self._numbers()
-        a, _ = _elementwise(self.plan.input_ops, x, drop)
-        tape: Tape = []
+        a, d_input = _elementwise(self.plan.input_ops, x, drop)
+        tape = Tape(d_input, [])
         for stage in self.plan.stages:
             x = a
             z, saved = KINDS[stage.kind].forward(stage, x, _of(stage, numbers), drop is not None)
             if stage.skip is not None:
-                z = z + (tape[stage.skip][0] if stage.skip < len(tape) else x)
+                z = z + (tape.stages[stage.skip][0] if stage.skip < len(tape.stages) else x)
             a, d = _elementwise(stage.ops, z, drop)
-            tape.append((x, saved, d))
+            tape.stages.append((x, saved, d))
         return a, tape
 
-    def _backward(self, da: np.ndarray, tape: Tape) -> np.ndarray:
-        """The gradient with respect to all parameters, flat, from the one with respect to the raw output."""
+    def _way_back(self, da: np.ndarray, tape: Tape) -> tuple[np.ndarray, list[tuple[np.ndarray, Arrays]]]:
+        """The gradient with respect to the input; for each stage that of f(x), and those of its parameters."""
         numbers = self._numbers()
-        flat = np.zeros(self.plan.size)
-        gradient = views(flat, self.plan)
-        skipped = [np.zeros(1)] * len(tape)  # what reaches a stage's input directly
-        for i, (stage, (_, saved, d)) in reversed(list(enumerate(zip(self.plan.stages, tape, strict=True)))):
+        skipped = [np.zeros(1)] * len(tape.stages)  # what reaches a stage's input directly
+        found = []
+        for i, stage in reversed(list(enumerate(self.plan.stages))):
+            _, saved, d = tape.stages[i]
             dz = da * d
             if stage.skip is not None:
                 skipped[stage.skip] = skipped[stage.skip] + dz
             da, parts = KINDS[stage.kind].backward(stage, dz, _of(stage, numbers), saved)
             da = da + skipped[i]
+            found.append((dz, parts))
+        return da * tape.d_input, found[::-1]
+
+    def _backward(self, da: np.ndarray, tape: Tape) -> np.ndarray:
+        """The gradient with respect to all parameters, summed over rows, flat, from the rows' output gradients."""
+        flat = np.zeros(self.plan.size)
+        gradient = views(flat, self.plan)
+        for stage, (_, parts) in zip(self.plan.stages, self._way_back(da, tape)[1], strict=True):
             for name, _ in stage.shapes:
                 gradient[f"{stage.name}.{name}"][:] = parts[name]
         return flat
+
+    def _to_input(self, da: np.ndarray, tape: Tape) -> np.ndarray:
+        """Each row's gradient with respect to its input."""
+        return self._way_back(da, tape)[0]
+
+    def _each(self, da: np.ndarray, tape: Tape) -> list[tuple[np.ndarray, ...]]:
+        """Each row's own gradient of every stage's weight and bias; of what isn't there, nothing."""
+        found = []
+        for stage, (dz, _), (_, saved, _) in zip(
+            self.plan.stages, self._way_back(da, tape)[1], tape.stages, strict=True
+        ):
+            each = KINDS[stage.kind].each_row(stage, dz, saved)
+            have = dict(stage.shapes)
+            found.append(tuple(each[name] if name in have else np.zeros(0) for name in ("weight", "bias")))
+        return found
+
+    def _norms(self, da: np.ndarray, tape: Tape) -> np.ndarray:
+        """The norm of each row's own gradient."""
+        squares = np.zeros(len(da))
+        for array in (array for pair in self._each(da, tape) for array in pair if array.size):
+            squares += (array**2).reshape(len(da), -1).sum(axis=1)
+        return np.sqrt(squares)
 
     def _numbers(self) -> Arrays:
         """Parameters and buffers by name, as they are now, in float64."""
@@ -144,22 +284,40 @@ class NumpyExecutor:
     def _update_buffers(self, tape: Tape) -> None:
         found = buffer_views(self.buffers, self.plan)
         for i in self.plan.batch_norms:
-            x, saved, _ = tape[i]
+            x, saved, _ = tape.stages[i]
             BatchNorm.update_buffers(self.plan.stages[i], _of(self.plan.stages[i], found), saved, len(x))
 
     @_quiet
     def _update(self, row: np.ndarray, gradient: np.ndarray) -> None:
         assert self.training is not None
         coefficients = _float64(row.astype(self.plan.dtype)).tolist()
-        w, states = _float64(self.params), _float64(self.training.state)
-        update(self.training.optimizer.kind, coefficients, w, gradient, states)
-        self.params[:], self.training.state[:] = w, states
+        average = self.training.average
+        for i, places in enumerate(self._groups):
+            w, states = _float64(self.params[places]), _float64(self.training.state[:, places])
+            update(self.training.optimizer.kind, coefficients[8 * i : 8 * i + 8], w, gradient[places], states)
+            self.params[places], self.training.state[:, places] = w, states
+            if average is not None:
+                a = _float64(average[places])
+                average[places] = a + coefficients[-1] * (_float64(self.params[places]) - a)
 
 
 def _of(stage: Stage, numbers: Arrays) -> Arrays:
     """A stage's own, without its name."""
     names = [name for name, _ in stage.shapes + stage.buffer_shapes]
     return {name: numbers[key] for name in names if (key := f"{stage.name}.{name}") in numbers}
+
+
+def shorten(norms: np.ndarray, clip: float) -> np.ndarray:
+    """What gradients of these norms are multiplied by, to be no longer than `clip`."""
+    return np.where(norms > clip, clip / np.maximum(norms, 1e-300), 1.0)
+
+
+def _rows_of(batches: Batches, k: int) -> np.ndarray:
+    """The rows of mini-batch `k`."""
+    order = np.arange(len(batches.X)) if batches.order is None else batches.order
+    if batches.offsets is not None:
+        return order[batches.offsets[k] : batches.offsets[k + 1]]
+    return order[k * batches.batch_size : (k + 1) * batches.batch_size]
 
 
 def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
@@ -197,6 +355,31 @@ def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.n
         (s,) = states
         s += g**2
         w -= c[0] * g / (np.sqrt(s) + c[2])
+    elif kind in ("nadam", "radam"):
+        m, v = states
+        w *= c[2]
+        m += c[3] * (g - m)
+        v[:] = c[4] * v + c[5] * g**2
+        if kind == "nadam":
+            w -= (c[7] * g + c[0] * m) / (np.sqrt(v) + c[6])
+        else:
+            w -= c[0] * m / (c[7] * np.sqrt(v) + c[6])
+    elif kind == "adamax":
+        m, u = states
+        m += c[3] * (g - m)
+        u[:] = np.maximum(c[4] * u, np.abs(g) + c[5])
+        w -= c[0] * m / u
+    elif kind == "adadelta":
+        v, d = states
+        v[:] = c[2] * v + c[3] * g**2
+        step = np.sqrt(d + c[4]) / np.sqrt(v + c[4]) * g
+        d[:] = c[2] * d + c[3] * step**2
+        w -= c[0] * step
+    elif kind == "lion":
+        (m,) = states
+        w *= c[2]
+        w -= c[0] * np.sign(c[3] * g + c[4] * m)
+        m[:] = c[5] * g + c[6] * m
     else:
         raise ValueError(f"no such update: {kind!r}")
 
@@ -221,10 +404,15 @@ def loss_and_gradient(loss: Loss, z: np.ndarray, y: np.ndarray) -> tuple[np.ndar
         p = np.ones(C) if loss.weight is None else loss.weight
         each = (1 - y) * z + (1 + (p - 1) * y) * np.logaddexp(0, -z)
         slope = _sigmoid(z) * (1 - y + p * y) - p * y
+    elif loss.kind == "linear":
+        return (z * y).sum(axis=1), y, u
     elif loss.kind == "mse":
         each, slope = (z - y) ** 2, 2 * (z - y)
     elif loss.kind == "mae":
         each, slope = np.abs(z - y), np.sign(z - y)
+    elif loss.function is not None:
+        each = loss.function.value(z, y)
+        slope = loss.function.slope(z, y, value=each)
     elif loss.kind == "huber":
         d, delta = z - y, loss.delta
         each = np.where(np.abs(d) <= delta, d**2 / 2, delta * (np.abs(d) - delta / 2))
@@ -241,6 +429,9 @@ def _elementwise(ops: tuple[Op, ...], z: np.ndarray, drop: Drop) -> tuple[np.nda
         if op.kind == "dropout":
             mask = np.ones_like(a) if drop is None else drop(op, *a.shape)
             a, d = a * mask, d * mask
+        elif op.function is not None:
+            value = op.function.value(a)
+            a, d = value, d * op.function.slope(a, value=value)
         else:
             a, slope = ACTIVATIONS[op.kind](a, op.value)
             d = d * slope
