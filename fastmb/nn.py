@@ -308,7 +308,8 @@ class Sequential:
             lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
             chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
             name = type(chosen).__name__
-            lines.append(f"{memory.forecast(self.plan, batch_size, chosen.n_states)} in a fit with {name}")
+            states = chosen.n_states + (not chosen.fused)  # and the gradient
+            lines.append(f"{memory.forecast(self.plan, batch_size, states)} in a fit with {name}")
         return "\n".join(lines)
 
     def _table(self, rows: str) -> list[tuple[str, str, str, str]]:
