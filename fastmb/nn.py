@@ -365,6 +365,8 @@ def mlp(
     sizes = list(sizes)
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 values, features and outputs; got {sizes!r}")
+    if callable(activation):
+        raise TypeError(f"activation must be a name or a module such as Activation(f); got {activation!r}")
     if not isinstance(activation, Activation):
         if activation not in ACTIVATIONS:
             raise unknown_name("activation", activation, ACTIVATIONS)
