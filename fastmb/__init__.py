@@ -40,8 +40,10 @@ from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from . import ops
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .ops import use_backend
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -107,18 +109,23 @@ __all__ = [
     "datasets",
     "load",
     "mlp",
+    "ops",
     "show_config",
+    "use_backend",
 ]
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
+    "ops": ("use_backend",),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "ops":
+        return import_module(".ops", __name__)
     for module, names in _LAZY.items():
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)

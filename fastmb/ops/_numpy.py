@@ -93,15 +93,17 @@ def softmax_cross_entropy(
 @_quiet
 def reduce_gradients(stack: Any, weights: Any, mean: bool, out: Any, name: str = "stack") -> np.ndarray:
     stack, weights, divisor, out = _check.reduce_gradients(stack, weights, mean, out, name)
-    w = np.ones(len(stack)) if weights is None else _float64(weights)
-    out[...] = np.tensordot(w, _float64(stack), 1) / divisor
+    total = np.zeros(out.shape)
+    for s, gradient in enumerate(stack):
+        total += _float64(gradient) * (1.0 if weights is None else float(weights[s]))
+    out[...] = total / divisor
     return out
 
 
 @_quiet
 def optimizer_update(optimizer: Any, w: Any, g: Any, state: Any, t: int, out: Any) -> np.ndarray:
     kind, coefficients, w, g, state, out = _check.optimizer_update(optimizer, w, g, state, t, out)
-    new, states = _float64(w).ravel(), _float64(state).reshape(len(state), -1)
+    new, states = _float64(w).ravel(), _float64(state).reshape(len(state), w.size)
     update(kind, _float64(coefficients.astype(w.dtype)).tolist(), new, _float64(g).ravel(), states)
     out[...], state[...] = new.reshape(w.shape), states.reshape(state.shape)
     return out
