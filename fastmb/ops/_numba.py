@@ -199,7 +199,7 @@ def _slope_from_output(kind, value, a):  # type: ignore[no-untyped-def]
 
 @numba.vectorize(["float32(float32, int64, float64)", "float64(float64, int64, float64)"], cache=True)
 def _forward(z, kind, value):  # type: ignore[no-untyped-def]
-    return _both(kind, value, float(z))[0]
+    return _both(kind, value, np.float64(z))[0]
 
 
 @numba.vectorize(
@@ -207,7 +207,7 @@ def _forward(z, kind, value):  # type: ignore[no-untyped-def]
     cache=True,
 )
 def _backward(da, x, kind, value, from_output):  # type: ignore[no-untyped-def]
-    x = float(x)
+    x = np.float64(x)
     return da * (_slope_from_output(kind, value, x) if from_output else _both(kind, value, x)[1])
 
 
@@ -238,12 +238,12 @@ def _softmax(z, target, indices, s, weights, smoothing, total, out):  # type: ig
     for i in range(n):
         top = -np.inf
         for c in range(C):
-            top = max(top, float(z[i, c]))
-            t = (1.0 if target[i, 0] == c else 0.0) if indices else float(target[i, c])
+            top = max(top, np.float64(z[i, c]))
+            t = (1.0 if target[i, 0] == c else 0.0) if indices else np.float64(target[i, c])
             q[c] = weights[c] * ((1 - smoothing) * t + smoothing / C)
         norm, mass, own = 0.0, 0.0, 0.0
         for c in range(C):
-            x = float(z[i, c]) - top
+            x = np.float64(z[i, c]) - top
             e[c] = math.exp(x)
             norm += e[c]
             mass += q[c]
@@ -293,8 +293,8 @@ def reduce_gradients(stack: Any, weights: Any, mean: bool, out: Any, name: str =
 def _update(kind, momentum, centered, c, w, g, s):  # type: ignore[no-untyped-def]
     """The formulas of fastmb.optim on flat arrays; s is (n_states, n)."""
     for i in range(w.size):
-        x = float(w[i])
-        d = float(g[i]) + c[1] * x
+        x = np.float64(w[i])
+        d = np.float64(g[i]) + c[1] * x
         if kind == 0:
             x -= c[0] * d
         elif kind == 1 or kind == 2:
@@ -306,7 +306,7 @@ def _update(kind, momentum, centered, c, w, g, s):  # type: ignore[no-untyped-de
             v = c[4] * s[1, i] + c[5] * d * d
             s[0, i], s[1, i] = m, v
             if kind == 4:
-                v = max(v, float(s[2, i]))
+                v = max(v, np.float64(s[2, i]))
                 s[2, i] = v
             x = x * c[2] - c[0] * (m / (math.sqrt(v) + c[6]))
         elif kind == 5:
@@ -345,7 +345,7 @@ def optimizer_update(optimizer: Any, w: Any, g: Any, state: Any, t: int, out: An
 def _squares(x):  # type: ignore[no-untyped-def]
     total = 0.0
     for value in x.flat:
-        total += float(value) * float(value)
+        total += np.float64(value) * np.float64(value)
     return total
 
 

@@ -14,7 +14,8 @@ _quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ig
 
 
 def _float64(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float64)
+    """A float64 copy in C order: a sum's order must not depend on the strides."""
+    return np.array(x, dtype=np.float64, order="C")
 
 
 @_quiet
