@@ -22,6 +22,7 @@ from ..executors.kernels cimport (FMB_CROSS_ENTROPY, FMB_F32, FMB_F64, fmb_fp_en
 from ..executors.native cimport enter_region, kernels_for, leave_region
 from .kernels cimport fmb_ops, fmb_ops_for, fmb_product
 
+from .. import modules
 from .. import threads as _threads
 from ..executors import native as _executor
 from . import _check

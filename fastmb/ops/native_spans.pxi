@@ -45,50 +45,75 @@ def activation_forward(z, activation, out):
 
 def activation_backward(da, activation, z, a, out):
     cdef Walk walk
-    cdef int kind
-    cdef cnp.ndarray DA, Z, C
-    # plain: contiguous arrays of one size, the output given or to be made
-    if cnp.PyArray_CheckExact(da) and cnp.PyArray_CheckExact(z) and a is None and type(activation) is str:
-        DA, Z = da, z
-        found = ACTIVATIONS.get(activation, None) if activation in PLAIN else None
-        if (found is not None and _plain(da, cnp.NPY_FLOAT32) and _plain(z, cnp.NPY_FLOAT32)
-                and cnp.PyArray_IS_C_CONTIGUOUS(DA) and cnp.PyArray_IS_C_CONTIGUOUS(Z)
-                and cnp.PyArray_SAMESHAPE(DA, Z)
-                and (out is None or out is da or out is z)
-                and (out is None or cnp.PyArray_ISWRITEABLE(<cnp.ndarray> out))):
-            C = out if out is not None else cnp.PyArray_EMPTY(
-                cnp.PyArray_NDIM(DA), cnp.PyArray_DIMS(DA), cnp.NPY_FLOAT32, 0)
-            if cnp.PyArray_SIZE(DA) <= CHUNK:
-                kind = found
-                _one_span(kind, DA, Z, C)
-                return C
+    cdef cnp.ndarray C
+    x = z if a is None else a
+    found = NAMED.get(activation) if type(activation) is str else None
+    if found is not None and (z is None) != (a is None) and (a is None or activation in _check.FROM_OUTPUT):
+        C = _fast_like(out, da, x)
+        if C is not None:
+            walk.kernel, walk.kind, walk.value, walk.from_output = BACKWARD, found[0], found[1], z is None
+            walk.stream = _past_cache(C, da, x)
+            _lay_flat(&walk, da, x, C)
+            _go(&walk, found[2])
+            return C
     da, name, value, x, from_output, out = _check.activation_backward(da, activation, z, a, out)
     walk.kernel, walk.kind, walk.value, walk.from_output = BACKWARD, ACTIVATIONS[name], value, from_output
-    walk.stream = _past_cache(out, (da, x))
+    walk.stream = _past_cache(out, da, x)
     _lay(&walk, [da, x, out], 1)
-    _go(&walk, VALUE_FLOPS if name in ("identity", "relu", "leaky_relu") else FUNCTION_FLOPS)
+    _go(&walk, _cost(name))
     return out
 
 
-cdef frozenset PLAIN = frozenset(name for name in _executor.ACTIVATIONS if name not in ("leaky_relu", "elu"))
+cdef double _cost(name) except -1:
+    return VALUE_FLOPS if name in ("identity", "relu", "leaky_relu") else FUNCTION_FLOPS
 
 
-cdef int _one_span(int kind, cnp.ndarray da, cnp.ndarray z, cnp.ndarray out) noexcept:
-    cdef unsigned long long state = fmb_fp_enter()
-    ops[0].backward(kind, 0.0, 0, cnp.PyArray_DATA(da), cnp.PyArray_DATA(z), cnp.PyArray_DATA(out),
-                    cnp.PyArray_SIZE(da), 0)
-    fmb_fp_leave(state)
+cdef dict NAMED = {}    # activations by name: the kernel's number, the value, the cost
+for _name in ("identity", *modules.ACTIVATIONS):
+    _kind, _value = _check.activation(_name)
+    NAMED[_name] = (ACTIVATIONS[_kind], _value, _cost(_kind))
+
+
+cdef cnp.ndarray _fast_like(object out, object x, object y):
+    """Where the result goes for two contiguous arrays of one shape, or None if that takes a closer look."""
+    cdef cnp.ndarray X, Y, C
+    cdef int type_num
+    if not cnp.PyArray_CheckExact(x):
+        return None
+    X = x
+    type_num = cnp.PyArray_TYPE(X)
+    if (type_num != cnp.NPY_FLOAT32 and type_num != cnp.NPY_FLOAT64) or not _plain(x, type_num) or not _plain(
+            y, type_num):
+        return None
+    Y = y
+    if not (cnp.PyArray_IS_C_CONTIGUOUS(X) and cnp.PyArray_IS_C_CONTIGUOUS(Y) and cnp.PyArray_SAMESHAPE(X, Y)):
+        return None
+    if out is None:
+        return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(X), cnp.PyArray_DIMS(X), type_num, 0)
+    if not _plain(out, type_num):
+        return None
+    C = out
+    if (cnp.PyArray_IS_C_CONTIGUOUS(C) and cnp.PyArray_ISWRITEABLE(C) and cnp.PyArray_SAMESHAPE(X, C)
+            and (C is X or _apart(C, X)) and (C is Y or _apart(C, Y))):
+        return C
+    return None
+
+
+cdef int _lay_flat(Walk *walk, cnp.ndarray x, cnp.ndarray y, cnp.ndarray out) noexcept:
+    """Two contiguous arrays to a third."""
+    walk.operands, walk.size, walk.dims, walk.outer = 3, cnp.PyArray_ITEMSIZE(out), 1, 1
+    walk.data[0], walk.data[1] = <char *> cnp.PyArray_DATA(x), <char *> cnp.PyArray_DATA(y)
+    walk.data[2] = <char *> cnp.PyArray_DATA(out)
+    walk.strides[0][0] = walk.strides[1][0] = walk.strides[2][0] = walk.size
+    walk.shape[0] = cnp.PyArray_SIZE(out)
+    walk.chunks = (walk.shape[0] + CHUNK - 1) // CHUNK
     return 0
 
 
-cdef int _past_cache(cnp.ndarray out, tuple inputs) except -1:
+cdef int _past_cache(cnp.ndarray out, cnp.ndarray x, cnp.ndarray y) noexcept:
     """Whether a result is too large to stay in the cache, and not written over an input, which is there."""
-    if cnp.PyArray_NBYTES(out) < STREAM_BYTES:
-        return 0
-    for x in inputs:
-        if cnp.PyArray_DATA(<cnp.ndarray> x) == cnp.PyArray_DATA(out):
-            return 0
-    return 1
+    return (cnp.PyArray_NBYTES(out) >= STREAM_BYTES and cnp.PyArray_DATA(x) != cnp.PyArray_DATA(out)
+            and cnp.PyArray_DATA(y) != cnp.PyArray_DATA(out))
 
 
 def optimizer_update(optimizer, w, g, state, t, out):
@@ -111,7 +136,7 @@ def clip_by_global_norm(grads, max_norm, out):
     norm = float(np.sqrt(sum([_squares(g) for g in grads])))
     factor = 1.0 if norm <= max_norm else max_norm / norm
     for g, o in zip(grads, outs):
-        walk.kernel, walk.value, walk.stream = SCALE, factor, _past_cache(o, (g,))
+        walk.kernel, walk.value, walk.stream = SCALE, factor, 0
         if factor != 1.0 or not np.shares_memory(g, o):
             _lay(&walk, [g, o], 1)
             _go(&walk, VALUE_FLOPS)
@@ -262,6 +287,22 @@ cdef inline void _compute(const Walk *walk, const fmb_ops *k, char **x, int64_t 
 def reduce_gradients(stack, weights, mean, out, name="stack"):
     cdef cnp.ndarray x, o, w
     cdef const void *weight = NULL
+    # plain: a contiguous stack without weights
+    if cnp.PyArray_CheckExact(stack) and weights is None:
+        x = stack
+        if (cnp.PyArray_NDIM(x) == 2 and cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_SIZE(x) > 0
+                and (_plain(x, cnp.NPY_FLOAT32) or _plain(x, cnp.NPY_FLOAT64))):
+            o = None
+            if out is None:
+                o = cnp.PyArray_EMPTY(1, cnp.PyArray_DIMS(x) + 1, cnp.PyArray_TYPE(x), 0)
+            elif _plain(out, cnp.PyArray_TYPE(x)):
+                o = out
+                if not (cnp.PyArray_NDIM(o) == 1 and cnp.PyArray_DIMS(o)[0] == cnp.PyArray_DIMS(x)[1]
+                        and cnp.PyArray_IS_C_CONTIGUOUS(o) and cnp.PyArray_ISWRITEABLE(o) and _apart(o, x)):
+                    o = None
+            if o is not None:
+                _reduce(x, NULL, cnp.PyArray_DIMS(x)[0] if mean else 1, o, cnp.PyArray_SIZE(o))
+                return o
     stack, weights, divisor, out = _check.reduce_gradients(stack, weights, mean, out, name)
     if weights is not None:
         w = weights
