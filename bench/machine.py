@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 PREFIXES = ("GOTO_", "MKL_", "OMP_", "GOMP_", "OPENBLAS_", "XLA_", "ONEDNN_", "DNNL_", "FASTMB_")
 
@@ -40,3 +44,15 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1) -> float | None:
     except ImportError:
         return None
     return float(native.fma_peak(dtype, threads, seconds))
+
+
+def copy_bandwidth(threads: int, size: int = 1 << 27, rounds: int = 5) -> float:
+    """GB/s, read and written, of copying arrays of `size` bytes together, each thread its part, now: the median."""
+    parts = [(np.ones(size // threads, np.uint8), np.zeros(size // threads, np.uint8)) for _ in range(threads)]
+    rates = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            list(pool.map(lambda part: np.copyto(part[1], part[0]), parts))
+            rates.append(2 * size / (time.perf_counter() - start) / 1e9)
+    return float(np.median(rates))

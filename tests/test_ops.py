@@ -103,7 +103,8 @@ def test_backends_have_the_same_signatures(name):
     """Names, order and defaults; the public function has those names, too, and a backend."""
     modules = [importlib.import_module(f"fastmb.ops._{backend}") for backend in HERE]
     parameters = [
-        [(p.name, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()] for module in modules
+        [(p.name, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()]
+        for module in modules
     ]
     assert all(p == parameters[0] for p in parameters)
     public = list(inspect.signature(getattr(ops, name)).parameters)
@@ -222,9 +223,7 @@ def test_leading_dimensions_broadcast_as_in_numpy(rng, backend, a_shape, b_shape
     assert_product(ops.matmul(a, b, out=out, backend=backend), a, b, expected)
     if a.ndim > 2:
         swapped = array(rng, a_shape, "float64").swapaxes(0, -3)
-        assert_product(
-            ops.matmul(swapped.swapaxes(0, -3), b, backend=backend), swapped.swapaxes(0, -3), b
-        )
+        assert_product(ops.matmul(swapped.swapaxes(0, -3), b, backend=backend), swapped.swapaxes(0, -3), b)
 
 
 @each_backend
@@ -237,7 +236,13 @@ def test_bias_activation_alpha_and_beta_follow_the_sum(rng, backend, dtype, shap
     tolerance = 4 * k * np.finfo(dtype).eps * np.sqrt(k)
     for bias_shape in ((n,), (1, n), (m, 1), (m, n), (1, 1), ()):
         bias = array(rng, bias_shape, dtype)[...]
-        for alpha, beta, activation in ((1, 0, None), (1, 0, "relu"), (0.5, 0, "tanh"), (-2, 0.25, "gelu"), (1, 1, None)):
+        for alpha, beta, activation in (
+            (1, 0, None),
+            (1, 0, "relu"),
+            (0.5, 0, "tanh"),
+            (-2, 0.25, "gelu"),
+            (1, 1, None),
+        ):
             out = c.copy()
             ops.matmul(a, b, bias=bias, alpha=alpha, beta=beta, activation=activation, out=out, backend=backend)
             z = alpha * product + beta * c + bias
@@ -601,7 +606,10 @@ def bad_calls():
     return {
         "list": (lambda **k: ops.matmul([[1.0]], b, out=out, **k), "a must be a NumPy array; got list"),
         "int": (lambda **k: ops.matmul(a.astype(int), b, out=out, **k), "a must be float32 or float64; got int64"),
-        "big-endian": (lambda **k: ops.matmul(a.astype(">f4"), b, out=out, **k), "a must be float32 or float64; got >f4"),
+        "big-endian": (
+            lambda **k: ops.matmul(a.astype(">f4"), b, out=out, **k),
+            "a must be float32 or float64; got >f4",
+        ),
         "mixed": (lambda **k: ops.matmul(a, b.astype("f8"), out=out, **k), "b must be float32 as .*got float64"),
         "1-d": (lambda **k: ops.matmul(a, b[0], out=out, **k), r"b must have at least two dim.*got shape \(5,\)"),
         "inner": (lambda **k: ops.matmul(a, a, out=out, **k), r"b must have 4 rows.*\(3, 4\) and \(3, 4\)"),
@@ -624,7 +632,10 @@ def bad_calls():
         "bias overlap": (lambda **k: ops.matmul(a, b, bias=out[0], out=out, **k), "out overlaps bias in memory"),
         "bias dtype": (lambda **k: ops.matmul(a, b, bias=np.ones(5), out=out, **k), "bias must be float32"),
         "activation": (lambda **k: ops.matmul(a, b, activation="rely", out=out, **k), "did you mean 'relu'"),
-        "activation type": (lambda **k: ops.activation_forward(z, mb.Linear(2, 2), **k), "activation must be a name or"),
+        "activation type": (
+            lambda **k: ops.activation_forward(z, mb.Linear(2, 2), **k),
+            "activation must be a name or",
+        ),
         "alpha": (lambda **k: ops.matmul(a, b, alpha="2", out=out, **k), "alpha must be a number"),
         "beta": (lambda **k: ops.matmul(a, b, beta=1, **k), "beta=1.0 needs an out"),
         "backward part": (
@@ -652,7 +663,10 @@ def bad_calls():
             r"state must have shape \(1, 6\)",
         ),
         "w is g": (lambda **k: ops.optimizer_update(sgd, z, z, np.empty((0, 6), f32), **k), "w overlaps g in memory"),
-        "t": (lambda **k: ops.optimizer_update(sgd, z, z.copy(), np.empty((0, 6), f32), -1, **k), "t must be an integer"),
+        "t": (
+            lambda **k: ops.optimizer_update(sgd, z, z.copy(), np.empty((0, 6), f32), -1, **k),
+            "t must be an integer",
+        ),
         "max_norm": (lambda **k: ops.clip_by_global_norm(z, 0, **k), "max_norm must be a number"),
         "clip out": (lambda **k: ops.clip_by_global_norm([z, a], 1, out=[z], **k), "out must have 2 arrays"),
         "clip overlap": (lambda **k: ops.clip_by_global_norm([z, z.copy()], 1, out=[z, z], **k), "overlaps"),

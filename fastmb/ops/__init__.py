@@ -207,9 +207,7 @@ def linear_backward_weight(
     return _backend(backend).matmul(X, dY, True, False, None, None, 1, 0, out, ("X", "dY", "bias"))
 
 
-def linear_backward_bias(
-    dY: np.ndarray, *, out: np.ndarray | None = None, backend: str | None = None
-) -> np.ndarray:
+def linear_backward_bias(dY: np.ndarray, *, out: np.ndarray | None = None, backend: str | None = None) -> np.ndarray:
     """The gradient with respect to a dense layer's bias: the sum of the rows of dY in their order.
 
     Parameters

@@ -181,7 +181,9 @@ def activation_backward(da: Any, act: object, z: Any, a: Any, out: Any) -> tuple
     array("da", da)
     kind, value = activation(act)
     if (z is None) == (a is None):
-        raise TypeError(f"give either z, the activation's input, or a, its output; got {'both' if a is not None else 'neither'}")
+        raise TypeError(
+            f"give either z, the activation's input, or a, its output; got {'both' if a is not None else 'neither'}"
+        )
     if z is None and (kind not in FROM_OUTPUT or (kind == "leaky_relu" and value < 0)):
         raise ValueError(f"a, the output, does not tell the derivative of {act!r}: give z, the input")
     name, x = ("a", a) if z is None else ("z", z)
