@@ -40,7 +40,7 @@ def case(index: int, threads: int) -> Case:
 def _call(peer: str, a: np.ndarray, b: np.ndarray, flags: str) -> Call:
     transpose_a, transpose_b = (flag == "T" for flag in flags)
     left, right = (x.swapaxes(-1, -2) if flag == "T" else x for x, flag in zip((a, b), flags, strict=True))
-    out = np.empty(np.broadcast_shapes(a.shape[:-2]) + (left.shape[-2], right.shape[-1]), a.dtype)
+    out = np.empty((*a.shape[:-2], left.shape[-2], right.shape[-1]), a.dtype)
     if peer == "fastmb":
         from fastmb import ops
 

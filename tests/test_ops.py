@@ -1,4 +1,4 @@
-"""The kernels as functions: every backend against float64 NumPy, torch's formulas by way of the reference, and errors."""
+"""The kernels as functions: every backend against float64 NumPy and its own reference, their bits, and their errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def two_threads(monkeypatch):
 
 
 def array(rng, shape, dtype="float32", layout="C"):
-    """Values of an array that lies as said: rows or columns first, with gaps, backwards, off the grid of its elements."""
+    """Values that lie as said: rows or columns first, with gaps, backwards, off the grid of their elements."""
     x = rng.standard_normal(shape).astype(dtype)
     if layout == "F":
         return np.asfortranarray(x)
@@ -95,7 +95,7 @@ def assert_product(found, a, b, expected=None):
     assert (np.abs(found - expected) <= bound).all()
 
 
-# ---- one interface ---------------------------------------------------------------------------------------------------
+# ---- one interface --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -165,7 +165,7 @@ def test_fastmb_has_ops_and_use_backend_and_loads_them_when_used():
     assert run.stdout.split() == ["False", "1"]
 
 
-# ---- products --------------------------------------------------------------------------------------------------------
+# ---- products -------------------------------------------------------------------------------------------------------
 
 
 @each_backend
@@ -373,7 +373,7 @@ def test_linear_layers(rng, backend):
     np.testing.assert_allclose(ops.linear_backward_bias(dY, backend=backend), d.sum(axis=0), **close)
 
 
-# ---- activations -----------------------------------------------------------------------------------------------------
+# ---- activations ----------------------------------------------------------------------------------------------------
 
 
 def values(dtype, n=97):
@@ -445,7 +445,7 @@ def test_modules_carry_their_values(backend):
     np.testing.assert_allclose(da, [0.5 * np.exp(-2), 1])
 
 
-# ---- losses, reductions, updates ---------------------------------------------------------------------------------------
+# ---- losses, reductions, updates ------------------------------------------------------------------------------------
 
 
 @each_backend
@@ -589,7 +589,7 @@ def test_gradients_are_clipped_by_their_common_norm(rng, backend, dtype, size):
     np.testing.assert_allclose(np.linalg.norm(one), 1e-3, rtol=1e-3)
 
 
-# ---- errors ------------------------------------------------------------------------------------------------------------
+# ---- errors ---------------------------------------------------------------------------------------------------------
 
 
 f32 = np.float32

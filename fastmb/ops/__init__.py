@@ -40,7 +40,7 @@ __all__ = [
 
 BACKENDS = ("native", "numba", "numpy")
 
-_loaded: dict[str, Any] = {}  # the modules of the backends that were used; None: the default one
+_loaded: dict[str | None, Any] = {}  # the modules of the backends that were used; None: the default one
 _chosen: ContextVar[Any] = ContextVar("fastmb_backend", default=None)
 
 

@@ -42,8 +42,9 @@ def overlap(x: Array, y: Array) -> bool:
     """Whether an element of one lies in the other's memory."""
     if not np.may_share_memory(x, y):
         return False
+    work: Any = 100_000  # to decide it; where that isn't enough, the answer is yes
     try:
-        return np.shares_memory(x, y, max_work=100_000)
+        return np.shares_memory(x, y, max_work=work)
     except np.exceptions.TooHardError:
         return True
 

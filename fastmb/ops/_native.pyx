@@ -12,10 +12,9 @@ import numpy as np
 
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from ..executors.kernels cimport (FMB_CROSS_ENTROPY, FMB_F32, FMB_F64, fmb_fp_enter, fmb_fp_leave, fmb_kernels,
                                   fmb_label, fmb_loss_spec, fmb_source, omp_get_thread_num, posix_memalign)

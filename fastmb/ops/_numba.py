@@ -38,7 +38,7 @@ _quiet = np.errstate(all="ignore")  # as a decorator
 
 @intrinsic
 def fma(typing_context, a, b, c):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    """a b + c, rounded once."""
+    """A b + c, rounded once."""
     if a != b or a != c or not isinstance(a, types.Float):
         return None
 
@@ -53,7 +53,7 @@ def fma(typing_context, a, b, c):  # type: ignore[no-untyped-def]  # noqa: ARG00
 
 @numba.njit(cache=True, nogil=True)
 def _products(a, b, c, bias, has_bias, alpha, beta):  # type: ignore[no-untyped-def]
-    """c = alpha a b + beta c + bias for a stack of matrices; B is packed a panel of columns at a time."""
+    """C = alpha a b + beta c + bias for a stack of matrices; B is packed a panel of columns at a time."""
     count, m, k = a.shape
     n = b.shape[2]
     panel = np.empty((k, COLUMNS), b.dtype)
@@ -127,7 +127,7 @@ def _sigmoid(z):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _gated(z, tail, density):  # type: ignore[no-untyped-def]
-    """z F(z) and its derivative, from x = |z|, F(-x) and F'(x); x density and x tail are 0 where x is infinite."""
+    """Z F(z) and its derivative, from x = |z|, F(-x) and F'(x); x density and x tail are 0 where x is infinite."""
     x = abs(z)
     below = tail - (x * density if density > 0 else 0.0)
     value = max(z, 0.0) - (x * tail if tail > 0 else 0.0)

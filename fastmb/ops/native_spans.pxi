@@ -1,8 +1,8 @@
 """Everything that goes through arrays element by element: activations, updates, clipping; reductions over a stack; the
 softmax with its loss. Included by _native.pyx.
 
-Arrays of any strides: dimensions that follow each other in all of them are taken as one, and what still isn't contiguous
-is collected, and put back, a span of a few kilobytes at a time.
+Arrays of any strides: dimensions that follow each other in all of them are taken as one, and what still isn't
+contiguous is collected, and put back, a span of a few kilobytes at a time.
 """
 
 cdef enum:
@@ -350,7 +350,6 @@ cdef int _reduce(cnp.ndarray x, const void *weight, double divisor, cnp.ndarray 
 
 def _reduce_strided(stack, weights, double divisor, out):
     """A block of the stack at a time is copied; its columns are whole indices of the first dimensions."""
-    rows = np.moveaxis(stack, 0, -1) if stack.ndim > 1 else stack
     cdef cnp.ndarray w, block
     cdef const void *weight = NULL
     if weights is not None:
@@ -440,7 +439,8 @@ def softmax_cross_entropy(z, y, sample_weight, class_weight, label_smoothing, ou
         lanes[i & 7] += loss[i]
     if result is not out:
         out[...] = result
-    return (((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))) / total, out
+    loss_sum = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
+    return loss_sum / total, out
 
 
 cdef int _source(fmb_source *source, cnp.ndarray x) except -1:
