@@ -42,9 +42,6 @@ typedef struct {
     void (*reduce)(const char *stack, int64_t stride, int64_t S, const void *weights, double divisor, void *out,
                    int64_t n, int stream);
 
-    /* The sum of squares of n contiguous values, in float64: 16 lanes and a tree, whatever the vector's width. */
-    double (*squares)(const void *x, int64_t n);
-
     /* out = x * factor on n contiguous values; out may be x. */
     void (*scale)(const void *x, double factor, void *out, int64_t n);
 

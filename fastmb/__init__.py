@@ -41,6 +41,7 @@ from .trainer import Trainer
 
 if TYPE_CHECKING:
     from . import ops
+    from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
     from .ops import use_backend
@@ -71,6 +72,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BCEWithLogits",
+    "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
     "ChainedScheduler",
@@ -106,6 +108,8 @@ __all__ = [
     "Trainer",
     "WarmUp",
     "__version__",
+    "advise_batch_size",
+    "branch_test",
     "datasets",
     "load",
     "mlp",
@@ -116,6 +120,7 @@ __all__ = [
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
+    "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
     "ops": ("use_backend",),

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import _checks, executors, init, memory, optim
 from ._errors import unknown_name
-from .data import check_X
+from .data import Batches, check_X
 from .modules import (
     ACTIVATIONS,
     ELU,
@@ -188,6 +188,46 @@ class Sequential:
             "predict_proba takes a network that ends in Softmax() or was trained with cross_entropy or "
             f"bce_with_logits; this one's task is {self.task!r}"
         )
+
+    def jacobian(self, X: Any) -> np.ndarray:
+        """The derivatives of every output by every input, row by row, without dropout.
+
+        Of what ``net(X)`` returns: of probabilities if the network ends in `Softmax`; with respect to `X` as it is
+        given (``input_scale`` is in it). Takes one pass forward and back for each output.
+
+        Parameters
+        ----------
+        X : array-like (n, n_features) or (n_features,)
+            Rows, or one row, finite.
+
+        Returns
+        -------
+        ndarray (n, n_outputs, n_features) or (n_outputs, n_features), of the network's dtype
+
+        Examples
+        --------
+        >>> net = mlp([3, 8, 2], activation="tanh", dtype="float64")
+        >>> x, e = np.array([0.1, 0.2, 0.3]), np.array([0, 1e-6, 0])
+        >>> J = net.jacobian(x)
+        >>> np.allclose(J[:, 1], (net(x + e) - net(x - e)) / 2e-6)
+        True
+        """
+        if not isinstance(X, np.ndarray):
+            X = np.asarray(X)
+        one_row = X.ndim == 1
+        X = check_X(X[None] if one_row else X, self.plan.n_features)
+        executor = executors.default()(self.plan, self.flat, None, None)
+        n, n_out = len(X), self.plan.n_outputs
+        found = np.empty((n, n_out, self.plan.n_features), self.dtype)
+        back = np.empty((n, self.plan.n_features), self.dtype)
+        for i, unit in enumerate(np.eye(n_out)):
+            batches = Batches(X, np.broadcast_to(unit, (n, n_out)), None, None, n, self.input_scale)
+            executor.per_example(batches, 0, np.zeros((1, 2)), inputs=back)
+            found[:, i] = back
+        if self.softmax:  # dp_i = p_i (dz_i - sum_j p_j dz_j)
+            p = self._output(X, False, softmax_)[:, :, None]
+            found = p * (found - (p * found).sum(axis=1, keepdims=True))
+        return found[0] if one_row else found
 
     def _output(self, X: Any, check_finite: bool, link: Callable[[np.ndarray], None] | None) -> np.ndarray:
         """The plan's output for `X`, through `link` in place."""

@@ -25,7 +25,6 @@ cdef extern from "ops.h" nogil:
                          int stream) noexcept nogil
         void (*reduce)(const char *stack, int64_t stride, int64_t S, const void *weights, double divisor, void *out,
                        int64_t n, int stream) noexcept nogil
-        double (*squares)(const void *x, int64_t n) noexcept nogil
         void (*scale)(const void *x, double factor, void *out, int64_t n) noexcept nogil
         void (*collect)(const char *x, int64_t stride, void *out, int64_t n) noexcept nogil
         void (*spread)(const void *x, char *out, int64_t stride, int64_t n) noexcept nogil

@@ -149,7 +149,7 @@ cdef double _squares(cnp.ndarray x) except -1:
     cdef int64_t n = cnp.PyArray_SIZE(flat), chunks = (n + CHUNK - 1) // CHUNK, i, size = cnp.PyArray_ITEMSIZE(flat)
     cdef double[::1] parts = np.zeros(max(chunks, 1))
     cdef const char *data = <const char *> cnp.PyArray_DATA(flat)
-    cdef const fmb_ops *k = ops[_dtype(flat)]
+    cdef const fmb_kernels *k = kernels[_dtype(flat)]
     cdef int threads = _threads_for(VALUE_FLOPS * n)
     cdef double total = 0
     if threads == 1:
