@@ -27,7 +27,10 @@ from numba.extending import intrinsic
 
 from . import activations, dropout, gemm, layout, losses, updates
 from .emit import Emitter, Value
+from .inference import infer
 from .records import ARGUMENTS
+from .sweeps import train
+from .sync import lead, post, serve
 from .target import Target
 
 SIGNATURE = types.void(*[types.int64] * ARGUMENTS)
@@ -89,9 +92,10 @@ def _stamp(typing_context: Any, key: Any) -> Any:  # noqa: ARG001
     return types.void(key), lambda context, *_: context.get_dummy_value()
 
 
-def _train(key: str) -> Any:
-    from .sweeps import train
+# What an entry calls must be a global: Numba's key for what a function closes over would differ in every process.
 
+
+def _train(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
     def entry(engine, run, tid, threads, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
         _stamp(key)
@@ -101,8 +105,6 @@ def _train(key: str) -> Any:
 
 
 def _infer(key: str) -> Any:
-    from .inference import infer
-
     @numba.cfunc(SIGNATURE, cache=True)
     def entry(engine, run, tid, threads, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
         _stamp(key)
@@ -112,8 +114,6 @@ def _infer(key: str) -> Any:
 
 
 def _serve(key: str) -> Any:
-    from .sync import serve
-
     @numba.cfunc(SIGNATURE, cache=True)
     def entry(seat, b, c, d, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
         _stamp(key)
@@ -123,8 +123,6 @@ def _serve(key: str) -> Any:
 
 
 def _post(key: str) -> Any:
-    from .sync import post
-
     @numba.cfunc(SIGNATURE, cache=True)
     def entry(seats, threads, function, engine, run, f, g, h, i, j):  # type: ignore[no-untyped-def]
         _stamp(key)
@@ -134,8 +132,6 @@ def _post(key: str) -> Any:
 
 
 def _lead(key: str) -> Any:
-    from .sync import lead
-
     @numba.cfunc(SIGNATURE, cache=True)
     def entry(seats, threads, function, engine, run, f, g, h, i, j):  # type: ignore[no-untyped-def]
         _stamp(key)
