@@ -20,10 +20,10 @@ enum fmb_activation {
     FMB_SOFTPLUS, FMB_TANH, FMB_SIGMOID
 };
 
-enum fmb_loss { FMB_CROSS_ENTROPY, FMB_BCE_WITH_LOGITS, FMB_MSE, FMB_MAE, FMB_HUBER };
+enum fmb_loss { FMB_CROSS_ENTROPY, FMB_BCE_WITH_LOGITS, FMB_MSE, FMB_MAE, FMB_HUBER, FMB_LINEAR };
 
 enum fmb_update {
-    FMB_GRADIENT, FMB_SGD, FMB_MOMENTUM, FMB_NESTEROV, FMB_ADAM, FMB_AMSGRAD, FMB_RMSPROP, FMB_RMSPROP_MOMENTUM,
+    FMB_GRADIENT, FMB_ACCUMULATE, FMB_SGD, FMB_MOMENTUM, FMB_NESTEROV, FMB_ADAM, FMB_AMSGRAD, FMB_RMSPROP, FMB_RMSPROP_MOMENTUM,
     FMB_RMSPROP_CENTERED, FMB_RMSPROP_CENTERED_MOMENTUM, FMB_ADAGRAD
 };
 
@@ -128,7 +128,7 @@ typedef struct {
 
     /* The optimiser's update of rows x n weights w, a row every `stride` elements (of the states too), whose gradients g
      * stand every `g_stride`; s0, s1, s2 are its states (NULL where it has fewer), coef its coefficients of this step
-     * already rounded to T. FMB_GRADIENT: s0 = g. */
+     * already rounded to T. FMB_GRADIENT: s0 = g; FMB_ACCUMULATE: s0 += g. */
     void (*update)(enum fmb_update kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
                    int64_t rows, int64_t n, int64_t stride, int64_t g_stride);
 
@@ -148,6 +148,22 @@ typedef struct {
 
     /* A block [n][rb] back to rows: out[r * out_stride + c], r < rows, strides in elements. */
     void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride);
+
+    /* Of rows' own gradients: out T[rb], the sums of squares of a block [n][rb] over its features; */
+    void (*row_squares)(const void *block, int64_t n, void *out);
+    /* the sum of squares of rows x n numbers, a row every `stride`; */
+    double (*squares)(const void *g, int64_t rows, int64_t n, int64_t stride);
+    /* row r < rows of every panel (as `backward` lays them out) times f[r]; */
+    void (*scale_rows)(void *panels, int64_t n_panels, int64_t panel_stride, int rows, const void *f);
+    /* the gradient of a matrix by one row: out[i * n_out + o] = x[i * rb] * dz_o, o in panels. */
+    void (*outer)(const void *x, int64_t n_in, const void *dz, int64_t n_out, int64_t panel_stride, void *out);
+
+    /* Of a stored gradient: g = g * factor, then cut to -limit .. limit; */
+    void (*limit)(void *g, int64_t n, double factor, double limit);
+    /* g += deviation times normal numbers `at` .. (a multiple of 128) of this matrix and step, or those that random
+     * `bits` give (n rounded up to 128). */
+    void (*noise)(uint64_t seed, uint64_t t, int64_t matrix, const uint32_t *bits, double deviation, void *g, int64_t at,
+                  int64_t n);
 } fmb_kernels;
 
 /* The table for an instruction set and dtype; NULL where this build or this CPU has no such set. */

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import _gradient_stats
 from ._progress import Interrupt, Progress
 from ._snapshot import Snapshot
 from .data import Batches, all_finite
-from .rng import permutation
+from .rng import permutation, poisson_batches
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -40,21 +41,32 @@ class Epoch:
     loss: float = 0.0  # weighted sum over the slices before this one, and its weight
     weight: float = 0.0
     sums: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # of this slice's mini-batches
+    stats: np.ndarray | None = None  # of their gradients, (n, 5), if asked for; and `moments` of the slices before
+    moments: np.ndarray = field(default_factory=lambda: np.zeros(_gradient_stats.MOMENTS))
 
     def mean_loss(self) -> float:
         loss, weight = self._totals()
         return loss / weight if weight else math.nan
 
-    def next_slice(self, n: int) -> None:
+    def gradient_figures(self) -> dict[str, float]:
+        """The columns of the history that tell of gradients, if they were asked for."""
+        return {} if self.stats is None else _gradient_stats.figures(self._moments())
+
+    def next_slice(self, n: int, gradient_stats: bool) -> None:
         self.loss, self.weight = self._totals()
+        self.moments = self._moments()
         self.sums = np.zeros((n, 2))
+        self.stats = np.zeros((n, _gradient_stats.COLUMNS)) if gradient_stats else None
+
+    def _moments(self) -> np.ndarray:
+        return self.moments if self.stats is None else _gradient_stats.moments(self.stats, self.moments)
 
     def _totals(self) -> tuple[float, float]:
         loss, weight = self.sums.sum(axis=0).tolist()
         return self.loss + loss, self.weight + weight
 
     def copy(self) -> Epoch:
-        return replace(self, sums=self.sums.copy())
+        return replace(self, sums=self.sums.copy(), stats=None if self.stats is None else self.stats.copy())
 
 
 class Fitting:
@@ -73,6 +85,7 @@ class Fitting:
             trainer._current = None
             trainer.epoch += 1
         self.first = trainer.epoch
+        self.norms = trainer.history._norms_of(len(batches.X)) if trainer.gradient_stats else None
 
     def run(self, max_epochs: int, val: Validation | None, goals: Mapping[str, float], verbose: bool) -> str:
         """Train until there is a reason to stop, and return it."""
@@ -97,7 +110,12 @@ class Fitting:
         begin = time.perf_counter()
         epoch = trainer._current = trainer._current or Epoch(len(self.batches.X))
         self.batches.order = None  # one order at a time
-        self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch) if trainer.shuffle else None
+        if trainer.sampling == "poisson":
+            share = self.batches.batch_size / epoch.rows
+            uniform = trainer._uniform()
+            self.batches.order, self.batches.offsets = poisson_batches(epoch.rows, self.steps, share, uniform)
+        elif trainer.shuffle:
+            self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch)
         self.snapshot.take(self._changing())
         self.t, self.start = trainer.t, epoch.copy()
         while epoch.done < self.steps and not self._slice(epoch, progress):
@@ -112,7 +130,7 @@ class Fitting:
         trainer = self.trainer
         first = epoch.done % SLICE
         if first == 0:
-            epoch.next_slice(min(SLICE, self.steps - epoch.done))
+            epoch.next_slice(min(SLICE, self.steps - epoch.done), trainer.gradient_stats)
         sums = epoch.sums[first:]
         rates = trainer.optimizer.learning_rates(trainer.t, len(sums))
         coefficients = trainer.optimizer.coefficients(trainer.t, len(sums), rates)
@@ -120,7 +138,10 @@ class Fitting:
         while made < len(sums):
             seconds = max(0.0, min(TICK, self.deadline - time.perf_counter()))
             these = slice(made, made + 1 if self.each_batch else None)
-            done = trainer._executor.run(self.batches, epoch.done, trainer.t, coefficients[these], sums[these], seconds)
+            stats = None if epoch.stats is None else epoch.stats[first:][these]
+            done = trainer._executor.run(
+                self.batches, epoch.done, trainer.t, coefficients[these], sums[these], seconds, stats, self.norms
+            )
             made += done
             epoch.done += done
             trainer.t += done
@@ -173,7 +194,7 @@ class Fitting:
         trainer = self.trainer
         epoch = trainer._current
         assert epoch is not None
-        row: dict[str, float] = {"epoch": trainer.epoch + 1, "loss": epoch.mean_loss()}
+        row: dict[str, float] = {"epoch": trainer.epoch + 1, "loss": epoch.mean_loss()} | epoch.gradient_figures()
         if epoch.done == self.steps:
             trainer.epoch, trainer._current = trainer.epoch + 1, None
         if val is not None:

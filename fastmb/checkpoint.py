@@ -1,10 +1,11 @@
 """Checkpoints: a trainer, whole, in a safetensors file; `Trainer.save` writes it, `load` reads it.
 
 The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the sums of an epoch
-that is under way ("epoch.sums"), and the arrays that modules and losses were given ("net.0.init", "loss.pos_weight").
-The metadata has the entry "fastmb", JSON that describes the rest, and "sha256", of that text and all tensors: it finds
-damage, not forgery. Nothing in the file is run: a class is named, looked up in a table, and called with its parameters,
-which it checks as always. Shapes are compared before memory is asked for.
+that is under way ("epoch.sums"), gradients that wait ("pending.0.weight"), and the arrays that modules and losses were
+given ("net.0.init", "loss.pos_weight"). The metadata has the entry "fastmb", JSON that describes the rest, and
+"sha256", of that text and all tensors: it finds damage, not forgery. Nothing in the file is run: a class is named,
+looked up in a table, and called with its parameters, which it checks as always. Shapes are compared before memory is
+asked for.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import _gradient_stats
 from ._checks import integer, number
 from ._checks import seed as check_seed
 from ._errors import missing_extra, unknown_name
 from ._files import replace
 from ._fitting import SLICE, Epoch
+from ._per_example import Pending
 from ._version import __version__
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
@@ -39,7 +42,11 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _MODULES = {cls.__name__: cls for cls in (Linear, Dropout, Softmax, *(type(make()) for make in ACTIVATIONS.values()))}
 _LOSSES = {cls.__name__: cls for cls in LOSSES.values()}
 _OPTIMIZERS = {cls.__name__: cls for cls in OPTIMIZERS.values()}
-_SETTINGS = ("batch_size", "shuffle", "drop_last", "seed", "n_threads", "executor", "input_scale")
+_SETTINGS = (
+    *("batch_size", "shuffle", "drop_last", "seed", "n_threads", "executor", "input_scale", "accumulate_steps"),
+    *("max_grad_norm", "clip_value", "clip_per_example", "noise_multiplier", "secure", "sampling", "gradient_stats"),
+)
+_FLAGS = ("shuffle", "drop_last", "secure", "gradient_stats")
 _PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
 _FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
 _SHOWN = 8  # differences that an error lists
@@ -89,19 +96,26 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
         "loss": _spec(trainer.loss, _LOSSES, "loss", tensors),
         "optimizer": _spec(trainer.optimizer, _OPTIMIZERS, "optimizer", tensors),
         "trainer": {name: getattr(trainer, name) for name in _SETTINGS},
-        "position": {"t": trainer.t, "epoch": trainer.epoch, "current": None},
+        "position": {"t": trainer.t, "epoch": trainer.epoch, "current": None, "pending": None},
         "history": {"stopped": trainer.history.stopped, "rows": trainer.history._rows},
     }
     if current is not None and current.done:
         description["position"]["current"] = {name: getattr(current, name) for name in _PLACE}
         tensors["epoch.sums"] = current.sums
+        if current.stats is not None:
+            tensors["epoch.stats"], tensors["epoch.moments"] = current.stats, current.moments
+    if trainer._pending is not None:
+        description["position"]["pending"] = {"weight": trainer._pending.weight, "rows": trainer._pending.rows}
+    if trainer.history.example_norms is not None:
+        tensors["history.example_norms"] = trainer.history.example_norms
     for prefix, flat in _vectors(trainer):
         tensors |= {prefix + name: array for name, array in views(flat, net.plan).items()}
     return description
 
 
 def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
-    return [("", trainer.net.flat), *((f"state.{k}.", state) for k, state in enumerate(trainer.state))]
+    vectors = [("", trainer.net.flat), *((f"state.{k}.", state) for k, state in enumerate(trainer.state))]
+    return vectors if trainer._pending is None else [*vectors, ("pending.", trainer._pending.flat)]
 
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
@@ -225,27 +239,37 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     loss = _built(loss, _LOSSES, "loss", tensors)
     optimizer = _built(optimizer, _OPTIMIZERS, "optimizer", tensors)
     settings = dict(zip(_SETTINGS, _entries(settings, _SETTINGS, "trainer"), strict=True))
-    for name in ("shuffle", "drop_last"):
+    for name in _FLAGS:
         _check_bool(settings[name], f"trainer.{name}")
-    t, epoch, place = _entries(position, ("t", "epoch", "current"), "position")
-    batch_size = integer("batch_size", settings["batch_size"], 1, _MOST)
-    current = None if place is None else _current(place, batch_size, settings["drop_last"], tensors)
+    t, epoch, place, pending = _entries(position, ("t", "epoch", "current", "pending"), "position")
+    rows = integer("batch_size", settings["batch_size"], 1, _MOST)
+    rows *= integer("accumulate_steps", settings["accumulate_steps"], 1, _MOST)
+    current = None if place is None else _current(place, rows, settings, tensors)
 
     dtype = _check_dtype(str(dtype))
-    expected = _shapes(_check_modules(modules), dtype, optimizer.n_states)
-    others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch."))}
+    expected = _shapes(_check_modules(modules), dtype, optimizer.n_states, pending is not None)
+    others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch.", "history."))}
     _compare({name: tensor for name, tensor in tensors.items() if name not in others}, expected)
 
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
     trainer = Trainer(net, loss, optimizer, **settings)
+    if pending is not None:
+        weight, rows = _entries(pending, ("weight", "rows"), "position.pending")
+        weight, rows = number("weight", weight, "[0, inf)"), integer("rows", rows, 1, _MOST)
+        trainer._pending = Pending(np.zeros_like(net.flat), weight, rows)
     for prefix, flat in _vectors(trainer):
         for name, array in views(flat, net.plan).items():
             array[:] = tensors[prefix + name]
     trainer.t, trainer.epoch = integer("t", t, 0, 2**62), integer("epoch", epoch, 0, _MOST)
     trainer._current = current
     trainer.history.stopped, trainer.history._rows = _history(history)
+    if "history.example_norms" in tensors:
+        norms = tensors["history.example_norms"]
+        if norms.ndim != 1 or norms.dtype != np.float32:
+            raise ValueError(f"history.example_norms must be float32 (n,); got {norms.dtype.name} {norms.shape}")
+        trainer.history.example_norms = norms.copy()
     again: Tensors = {}
     describe(trainer, again)
     if extra := others - again.keys():
@@ -301,11 +325,11 @@ def _check_bool(value: Any, where: str) -> bool:
     return value
 
 
-def _current(place: Any, batch_size: int, drop_last: bool, tensors: Tensors) -> Epoch:
+def _current(place: Any, batch_size: int, settings: Mapping[str, Any], tensors: Tensors) -> Epoch:
     """The place within an epoch, and its sums."""
     rows, done, *figures = _entries(place, _PLACE, "position.current")
     rows = integer("rows", rows, 1, _MOST)
-    steps = rows // batch_size if drop_last else -(-rows // batch_size)
+    steps = rows // batch_size if settings["drop_last"] else -(-rows // batch_size)
     done = integer("done", done, 1, steps)
     if "epoch.sums" not in tensors:
         raise ValueError("lacks the tensor epoch.sums")
@@ -314,7 +338,14 @@ def _current(place: Any, batch_size: int, drop_last: bool, tensors: Tensors) -> 
     if sums.shape != expected:
         raise ValueError(f"epoch.sums has shape {sums.shape}; mini-batch {done} of {steps} is in one of {expected}")
     checked = {name: number(name, value, "(-inf, inf)") for name, value in zip(_PLACE[2:], figures, strict=True)}
-    return Epoch(rows, done, **checked, sums=sums)
+    epoch = Epoch(rows, done, **checked, sums=sums)  # type: ignore[arg-type]
+    if settings["gradient_stats"]:
+        shapes = {"epoch.stats": (len(sums), _gradient_stats.COLUMNS), "epoch.moments": (_gradient_stats.MOMENTS,)}
+        for name, shape in shapes.items():
+            if name not in tensors or tensors[name].shape != shape:
+                raise ValueError(f"{name} must have shape {shape}; got {getattr(tensors.get(name), 'shape', None)}")
+        epoch.stats, epoch.moments = (tensors[name].astype(np.float64) for name in shapes)
+    return epoch
 
 
 def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
@@ -330,15 +361,17 @@ def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
     return stopped, rows
 
 
-def _shapes(modules: tuple[Module, ...], dtype: np.dtype, n_states: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """What tensors a network and its optimiser's state are saved as."""
+def _shapes(
+    modules: tuple[Module, ...], dtype: np.dtype, n_states: int, pending: bool
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """What tensors a network, its optimiser's state and gradients that wait are saved as."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, module in enumerate(modules):
         if isinstance(module, Linear):
             shapes[f"{i}.weight"] = module.in_features, module.out_features
             if module.bias:
                 shapes[f"{i}.bias"] = (module.out_features,)
-    prefixes = ["", *(f"state.{k}." for k in range(n_states))]
+    prefixes = ["", *(f"state.{k}." for k in range(n_states)), *["pending."] * pending]
     return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
 
 

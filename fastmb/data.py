@@ -34,9 +34,10 @@ class Batches:
     X: np.ndarray  # (n, n_features), any of `DTYPES`, any strides
     y: np.ndarray | None  # (n,) integer class indices, or (n, C) of any of `DTYPES`; None for prediction
     sample_weight: np.ndarray | None  # (n,) float64, C-contiguous
-    order: np.ndarray | None  # (n,) int64; None stands for 0, 1, ... n - 1
+    order: np.ndarray | None  # (n,) int64, or (offsets[-1],); None stands for 0, 1, ... n - 1
     batch_size: int
     scale: float = 1.0  # what X is multiplied by
+    offsets: np.ndarray | None = None  # (k + 1,) int64: mini-batch k is order[offsets[k] : offsets[k + 1]] instead
 
     @property
     def n_batches(self) -> int:
@@ -119,6 +120,30 @@ def check_weights(sample_weight: Any, X: np.ndarray, name: str = "sample_weight"
         raise ValueError(f"{name} must not be negative; got {array[row]} in row {row}")
     if not array.any():
         raise ValueError(f"{name} is zero in every row")
+    return array
+
+
+def check_rows(rows: Any, n: int) -> np.ndarray:
+    """Row numbers of a set of `n` rows, int64; negative ones count from the end."""
+    array = np.asarray(rows)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise TypeError(f"rows must be a list of row numbers; got {array.dtype} of shape {array.shape}")
+    array = array.astype(np.int64)
+    wrong = (array < -n) | (array >= n)
+    if wrong.any():
+        raise IndexError(f"rows holds {array[wrong][0]}; X has {n} rows")
+    return np.where(array < 0, array + n, array)
+
+
+def check_output_gradients(gradients: Any, X: np.ndarray, n_outputs: int) -> np.ndarray:
+    """Gradients with respect to outputs, (n, n_outputs), finite, for the rows of `X`."""
+    name = "output_gradients"
+    array = _numbers(gradients, name)
+    if array.ndim == 1 and n_outputs == 1:
+        array = array[:, None]
+    if array.shape != (len(X), n_outputs):
+        raise ValueError(f"{name} must have shape {(len(X), n_outputs)}; got {array.shape}")
+    _check_finite(array, name)
     return array
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ._checks import integer
 from ._errors import missing_extra
 
 if TYPE_CHECKING:
@@ -24,14 +27,20 @@ class History(Mapping[str, list[float]]):
     stopped : str or None
         Why the last fit ended: ``"max_epochs"``, ``"max_seconds"``, ``"stop_at"``, ``"interrupted"``, or what a
         callback said, such as ``"early_stopping"``. None before the first fit, during one, and after one that raised.
+    example_norms : ndarray of shape (n,) or None
+        With ``gradient_stats=True``: the norm of each row's own gradient when it was last trained on, float32.
 
     Notes
     -----
     Columns: ``epoch``, from 1; ``loss``, the mean training loss over the epoch's mini-batches, each taken before its
     update; with validation data ``val_loss`` and ``val_accuracy`` or ``val_r2``, after the epoch (NaN in epochs
     without); ``lr``, the learning rate of the epoch's last update; ``seconds`` of training, validation not included;
-    ``examples_per_second``. An epoch that was broken off has a row for the part that was done, which the row of the
-    whole epoch replaces when a later fit completes it.
+    ``examples_per_second``. With ``gradient_stats=True`` also ``example_norm_mean`` and ``example_norm_max``, norms of
+    the rows' own gradients; ``grad_norm``, the root of the mean squared norm of the mini-batches' gradients;
+    ``grad_variance``, the trace of the covariance of a row's gradient; ``noise_scale``, the gradient noise scale
+    B_simple (McCandlish et al. 2018), and the ends of its 95 % interval, ``noise_scale_low`` and ``noise_scale_high``.
+    An epoch that was broken off has a row for the part that was done, which the row of the whole epoch replaces when a
+    later fit completes it.
 
     Examples
     --------
@@ -43,6 +52,35 @@ class History(Mapping[str, list[float]]):
     def __init__(self) -> None:
         self._rows: list[dict[str, float]] = []
         self.stopped: str | None = None
+        self.example_norms: np.ndarray | None = None
+
+    def _norms_of(self, n: int) -> np.ndarray:
+        """Where a fit over `n` rows writes the norms of their gradients."""
+        if self.example_norms is None or len(self.example_norms) != n:
+            self.example_norms = np.full(n, np.nan, np.float32)
+        return self.example_norms
+
+    def hardest(self, k: int = 10) -> np.ndarray:
+        """The rows whose own gradient was the longest when they were last trained on, the longest first.
+
+        Outliers and wrong labels are among them. Needs a fit by a trainer with ``gradient_stats=True``; the norms are
+        in `example_norms`, (n,) float32, NaN for rows that weren't met.
+
+        Parameters
+        ----------
+        k : int, default 10
+            How many.
+
+        Returns
+        -------
+        ndarray of shape (k,)
+            Row numbers of the fit's `X`, int64; fewer if fewer were met.
+        """
+        k = integer("k", k, 1)
+        if self.example_norms is None:
+            raise ValueError("no gradient norms are known: fit with Trainer(..., gradient_stats=True)")
+        order = np.argsort(-self.example_norms, kind="stable")  # NaN last
+        return order[: min(k, int((self.example_norms == self.example_norms).sum()))]
 
     def _record(self, row: dict[str, float]) -> None:
         if self._rows and self._rows[-1]["epoch"] == row["epoch"]:

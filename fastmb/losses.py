@@ -35,6 +35,13 @@ class Loss:
 
 
 @dataclass(frozen=True, eq=False)
+class FromOutside(Loss):
+    """A gradient that somebody else has computed, as a loss: ``l = sum_c z_c g_c``, whose gradient is g. Not public."""
+
+    kind = "linear"
+
+
+@dataclass(frozen=True, eq=False)
 class CrossEntropy(Loss):
     """Cross-entropy of the softmax of the outputs, for classes that exclude each other.
 

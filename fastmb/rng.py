@@ -7,6 +7,8 @@ Shuffles come from SplitMix64 (Steele, Lea, Flood 2014), dropout masks from Phil
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -77,6 +79,53 @@ def dropout_mask(seed: int, t: int, index: int, rows: int, units: int, p: float,
     words = philox4x32((quads, np.arange(rows)[:, None], t & _32, purpose), (seed & _32, seed >> 32))
     word = np.stack(words, axis=-1).reshape(rows, -1)[:, :units]
     return np.where(word >= int(p * 2**32), float(dtype.type(1 / (1 - p))), 0.0)
+
+
+def noise_words(n: int) -> int:
+    """Random words that `n` normal numbers take."""
+    return -(-n // 128) * 128
+
+
+def normal(seed: int, t: int, matrix: int, n: int, bits: np.ndarray | None = None) -> np.ndarray:
+    """The first `n` normal numbers of a matrix in update `t` + 1, float64: the noise of private training.
+
+    Box and Muller (1958) of pairs of 32-bit words, u in (0, 1) from the upper 31 bits of the first. Number 128 b + 32 u
+    + c comes from word u of Philox's counter (matrix, 32 b + c), or is number 128 b + 32 u + c of `bits`. The compiled
+    executors compute them in the dtype of the parameters.
+    """
+    if bits is None:
+        row = np.arange(noise_words(n) // 4)
+        purpose = ((t >> 32) ^ (255 << 24)) & _32
+        words = philox4x32((matrix, row, t & _32, purpose), (seed & _32, seed >> 32))
+        word = np.stack([w.reshape(-1, 32) for w in words], axis=1)
+    else:
+        word = bits.astype(np.uint64).reshape(-1, 4, 32)
+    share = ((word >> np.uint64(1)) + 0.5) * 2.0**-31
+    radius, angle = np.sqrt(-2 * np.log(share[:, ::2])), 2 * np.pi * 2.0**-32 * word[:, 1::2]
+    numbers = np.empty(word.shape)
+    numbers[:, ::2], numbers[:, 1::2] = radius * np.cos(angle), radius * np.sin(angle)
+    return numbers.ravel()[:n]
+
+
+def poisson_batches(
+    n: int, steps: int, q: float, uniform: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mini-batches that take each of `n` rows with probability `q`, independently: (order, offsets), both int64.
+
+    Mini-batch k is ``order[offsets[k] : offsets[k + 1]]``. All steps' rows are one line of ``steps * n`` places, along
+    which geometric distances lead from one that is taken to the next. `uniform` gives so many numbers in [0, 1).
+    """
+    longest = 1 << 12  # distances are told in pieces of this length
+    still = np.cumprod(np.full(longest, 1.0 - q))  # probability that none of the next 1, 2, ... places is taken
+    places, last, end = [], -1, steps * n
+    while last < end:
+        u = uniform(1024 + int(1.1 * q * (end - last)))
+        distance = np.searchsorted(-still, u - 1.0, side="right")  # `longest`: none in this piece
+        position = last + np.cumsum(np.where(distance == longest, longest, distance + 1))
+        places.append(position[(distance < longest) & (position < end)])
+        last = int(position[-1])
+    taken = np.concatenate(places)
+    return taken % n, np.searchsorted(taken, np.arange(steps + 1) * n)
 
 
 class Stream:

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +19,19 @@ import numpy as np
 from . import losses, optim
 from ._checks import integer, number
 from ._checks import seed as check_seed
-from ._errors import unknown_metric
+from ._errors import unknown_metric, unknown_name
 from ._fitting import Epoch, Fitting
 from ._metrics import BY_TASK
+from ._per_example import Pending, PerExample
 from .data import Batches, check_weights, check_X, check_y
-from .executors import Training, load
+from .executors import Rules, Training, load
 from .history import History
 from .losses import Loss
 from .nn import Sequential, _aligned_zeros
 from .optim import Adam, Optimizer
-from .plan import views
+from .rng import Stream, splitmix64
 
+SAMPLINGS = ("shuffle", "poisson")
 _CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 _FOREVER = 1e9  # seconds
 
 
-class Trainer:
+class Trainer(PerExample):
     """Trains a network by mini-batch gradient descent.
 
     Parameters
@@ -60,6 +62,28 @@ class Trainer:
         At most so many threads. Default: what the machine allows. The result doesn't depend on it.
     executor : {"native", "numpy"}, default "native"
         What runs the steps: compiled code, or the slow and plain reference.
+    accumulate_steps : int, default 1
+        Make an update from so many mini-batches of `batch_size` rows, as from one that has all their rows, in the
+        memory of one (an epoch's last update takes what is left).
+    max_grad_norm : float, optional
+        Scale the mean gradient so that its norm over all parameters is no larger (Pascanu et al. 2013; as
+        `torch.nn.utils.clip_grad_norm_`).
+    clip_value : float, optional
+        Cut each number of the mean gradient to ``-clip_value .. clip_value``, after `max_grad_norm`.
+    clip_per_example : float, optional
+        Scale every row's own gradient so that its norm is no larger, before the mean is taken (Abadi et al. 2016).
+    noise_multiplier : float, default 0
+        Add normal noise to the sum of the clipped gradients, of deviation ``noise_multiplier * clip_per_example`` for
+        each number, before it is divided by the rows: differentially private SGD.
+    secure : bool, default False
+        Draw this noise, and `sampling="poisson"`, from the operating system's generator instead of from the seed.
+        Nobody can draw it again, neither an attacker nor you.
+    sampling : {"shuffle", "poisson"}, default "shuffle"
+        ``"poisson"``: a mini-batch takes each row with probability ``batch_size / n``, independently, so that its
+        size varies; sums are divided by `batch_size`. What the accounting of differential privacy assumes. An epoch has
+        as many mini-batches as else.
+    gradient_stats : bool, default False
+        Tell of the rows' gradients in `history`: norms, variance, the gradient noise scale, the hardest rows.
     input_scale : float, default 1
         What X is multiplied by as it is read, such as 1/255 for images in uint8. `net` uses it too, to predict.
 
@@ -104,6 +128,14 @@ class Trainer:
         n_threads: int | None = None,
         executor: str = "native",
         input_scale: float = 1.0,
+        accumulate_steps: int = 1,
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+        clip_per_example: float | None = None,
+        noise_multiplier: float = 0.0,
+        secure: bool = False,
+        sampling: str = "shuffle",
+        gradient_stats: bool = False,
     ) -> None:
         if not isinstance(net, Sequential):
             raise TypeError(f"net must be a Sequential; got {type(net).__name__}")
@@ -119,7 +151,22 @@ class Trainer:
         self.n_threads = None if n_threads is None else integer("n_threads", n_threads, 1)
         self.executor = executor
         self.input_scale = number("input_scale", input_scale, "(0, inf)")
+        self.accumulate_steps = integer("accumulate_steps", accumulate_steps, 1)
+        self.max_grad_norm = _limit("max_grad_norm", max_grad_norm)
+        self.clip_value = _limit("clip_value", clip_value)
+        self.clip_per_example = _limit("clip_per_example", clip_per_example)
+        self.noise_multiplier = number("noise_multiplier", noise_multiplier, "[0, inf)")
+        self.secure, self.sampling, self.gradient_stats = bool(secure), sampling, bool(gradient_stats)
+        if sampling not in SAMPLINGS:
+            raise unknown_name("sampling", sampling, SAMPLINGS)
+        if self.noise_multiplier and self.clip_per_example is None:
+            raise ValueError("noise_multiplier needs clip_per_example, which bounds what one row can do")
+        if self.noise_multiplier and getattr(self.loss, "class_weight", None) is not None:
+            raise ValueError(
+                "noise_multiplier and class weights exclude each other: the mean must not tell the classes"
+            )
         self.t = self.epoch = 0
+        self._pending: Pending | None = None
         self.history = History()
         self._current: Epoch | None = None  # an epoch that was broken off
         self._build(None)
@@ -134,8 +181,32 @@ class Trainer:
         elif self.optimizer.initial_state:  # zeros are there already, their memory not yet asked for
             self.optimizer.init_state(self.state)
         self._lock = threading.RLock()
-        training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed)
+        training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed, self.rules)
         self._executor = load(self.executor)(plan, self.net.flat, training, self.n_threads)
+
+    @property
+    def rows_of_update(self) -> int:
+        """Rows that an update is made from: ``batch_size * accumulate_steps``."""
+        return self.batch_size * self.accumulate_steps
+
+    @property
+    def rules(self) -> Rules:
+        """What executors do to a gradient before the update."""
+        return Rules(
+            part_rows=self.batch_size if self.accumulate_steps > 1 else 0,
+            clip_per_example=_or_inf(self.clip_per_example),
+            noise_multiplier=self.noise_multiplier,
+            secure=self.secure,
+            max_grad_norm=_or_inf(self.max_grad_norm),
+            clip_value=_or_inf(self.clip_value),
+            divide=float(self.rows_of_update) if self.sampling == "poisson" else 0.0,
+        )
+
+    def _uniform(self) -> Callable[[int], np.ndarray]:
+        """Where the mini-batches of this epoch are drawn from, if by chance."""
+        if self.secure:
+            return lambda n: (np.frombuffer(os.urandom(8 * n), np.uint64) >> np.uint64(11)) * 2.0**-53
+        return Stream(splitmix64(splitmix64(self.seed) ^ self.epoch) ^ 1).uniform
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -188,17 +259,6 @@ class Trainer:
             self.t = t + 1
             return _mean(*sums[0].tolist())
 
-    def gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, dict[str, np.ndarray]]:
-        """The mean loss of one mini-batch, and its gradient by parameter name, as `step` would use it.
-
-        Nothing is updated. Dropout is that of the next `step`; the optimiser's weight decay is not in it.
-        """
-        with self._lock:
-            batches = self._mini_batch(X, y, sample_weight)
-            gradient, sums = np.zeros_like(self.net.flat), np.zeros(2)
-            self._executor.gradients(batches, self.t, gradient, sums)
-            return _mean(*sums.tolist()), views(gradient, self.net.plan)
-
     def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches:
         X, y, weight = self._checked(X, y, sample_weight, check_finite=False)
         return Batches(X, y, weight, None, len(X), self.input_scale)
@@ -212,6 +272,10 @@ class Trainer:
         squeeze = np.ndim(y) == 1
         y = check_y(y, X, self.loss.task, plan.n_outputs, check_finite, y_name, X_name)
         weight = None if sample_weight is None else check_weights(sample_weight, X)
+        if weight is not None and self.noise_multiplier:
+            raise ValueError(
+                "sample_weight and noise_multiplier exclude each other: weights would undo the bound on a row"
+            )
         self.net.squeeze = squeeze
         return X, y, weight
 
@@ -328,10 +392,15 @@ class Trainer:
             metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
             goals = self._goals(stop_at, metrics)
             X, y, weight = self._checked(X, y, sample_weight, check_finite)
-            batches = Batches(X, y, weight, None, self.batch_size, self.input_scale)
-            steps = len(batches.X) // self.batch_size if self.drop_last else batches.n_batches
+            batches = Batches(X, y, weight, None, self.rows_of_update, self.input_scale)
+            n, size = len(batches.X), batches.batch_size
+            steps = n // size if self.drop_last else batches.n_batches
             if not steps:
-                raise ValueError(f"X has {len(batches.X)} rows; drop_last leaves no mini-batch of {self.batch_size}")
+                raise ValueError(f"X has {n} rows; drop_last leaves no mini-batch of {size}")
+            if self.sampling == "poisson" and n < size:
+                raise ValueError(
+                    f"X has {n} rows; mini-batches of {size} can't be drawn from them by sampling='poisson'"
+                )
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
             self.optimizer.check_length(self.t + max_epochs * steps - under_way)
             for callback in callbacks:
@@ -351,6 +420,14 @@ class Trainer:
             if name not in metrics:
                 raise unknown_metric("stop_at", name, metrics)
         return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in stop_at.items()}
+
+
+def _limit(name: str, value: float | None) -> float | None:
+    return None if value is None else number(name, value, "(0, inf)")
+
+
+def _or_inf(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _mean(total: float, weight: float) -> float:

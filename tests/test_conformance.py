@@ -78,7 +78,7 @@ def executors(net, loss, optimizer, batch_size, isa, n_threads=1, seed=3):
 
 
 def gradients(executor, net, batches):
-    out, sums = np.full(net.plan.size, np.nan, net.plan.dtype), np.full(2, np.nan)
+    out, sums = np.full(net.plan.size, np.nan, net.plan.dtype), np.full((1, 2), np.nan)
     executor.gradients(batches, 5, out, sums)
     return out, sums
 

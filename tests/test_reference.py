@@ -52,9 +52,9 @@ def run(executor, batches, optimizer, steps, first=0, t=0, seconds=1e9):
 
 
 def gradient(executor, net, batches, t=0):
-    out, sums = np.full(net.plan.size, np.nan, net.dtype), np.full(2, np.nan)
+    out, sums = np.full(net.plan.size, np.nan, net.dtype), np.full((1, 2), np.nan)
     executor.gradients(batches, t, out, sums)
-    return out, sums[0] / sums[1]
+    return out, sums[0, 0] / sums[0, 1]
 
 
 def assert_gradient_is_the_slope_of_the_loss(net, loss, batches):
@@ -241,10 +241,10 @@ def test_a_run_stops_after_an_update_when_its_seconds_are_over(executor):
 def test_a_mini_batch_without_weight_has_gradient_0(executor):
     net = mb.mlp([5, 4, 3], dtype="float64")
     one, _ = build(net, "cross_entropy", executor=executors.load(executor))
-    out, sums = np.full(net.plan.size, np.nan), np.full(2, np.nan)
+    out, sums = np.full(net.plan.size, np.nan), np.full((1, 2), np.nan)
     one.gradients(Batches(X, LABELS, np.zeros(N), None, N), 0, out, sums)
     assert not out.any()
-    assert sums.tolist() == [0, 0]
+    assert sums.tolist() == [[0, 0]]
 
 
 def test_dropout_masks_are_those_of_the_step_and_absent_from_evaluation():

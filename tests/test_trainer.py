@@ -58,11 +58,11 @@ class Stuttering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.executor, name)
 
-    def run(self, batches, first, t, coefficients, sums, seconds):
+    def run(self, batches, first, t, coefficients, sums, seconds, *more):
         self.after -= 1
         if self.after == 0:
             self.do()
-        return self.executor.run(batches, first, t, coefficients[: self.most], sums, seconds)
+        return self.executor.run(batches, first, t, coefficients[: self.most], sums, seconds, *more)
 
 
 # ---- the same bits ---------------------------------------------------------------------------------------------------

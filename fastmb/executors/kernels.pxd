@@ -5,6 +5,9 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
+cdef extern from "unistd.h" nogil:
+    int getentropy(void *buffer, size_t length)
+
 cdef extern from "omp.h" nogil:
     int omp_get_thread_num()
     int omp_get_num_threads()
@@ -26,7 +29,7 @@ cdef extern from "sync.h" nogil:
     void fmb_fp_leave(uint64_t state) noexcept
 
 cdef extern from "fastmb.h" nogil:
-    enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_GRADIENT
+    enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_LINEAR, FMB_GRADIENT, FMB_ACCUMULATE
     ctypedef struct fmb_gemm:
         int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ahead
     ctypedef struct fmb_loss_spec:
@@ -57,6 +60,15 @@ cdef extern from "fastmb.h" nogil:
                          int64_t panel_stride) noexcept nogil
         int64_t (*nonfinite)(const fmb_source *source, int64_t first, int64_t last) noexcept nogil
         void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride) noexcept nogil
+        void (*row_squares)(const void *block, int64_t n, void *out) noexcept nogil
+        double (*squares)(const void *g, int64_t rows, int64_t n, int64_t stride) noexcept nogil
+        void (*scale_rows)(void *panels, int64_t n_panels, int64_t panel_stride, int rows,
+                           const void *f) noexcept nogil
+        void (*outer)(const void *x, int64_t n_in, const void *dz, int64_t n_out, int64_t panel_stride,
+                      void *out) noexcept nogil
+        void (*limit)(void *g, int64_t n, double factor, double limit) noexcept nogil
+        void (*noise)(uint64_t seed, uint64_t t, int64_t matrix, const uint32_t *bits, double deviation, void *g,
+                      int64_t at, int64_t n) noexcept nogil
     const fmb_kernels *fmb_kernels_for(int isa, int dtype)
     int32_t fmb_label(const fmb_source *source, int64_t row)
     ctypedef struct fmb_cursor:

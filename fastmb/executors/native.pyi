@@ -31,8 +31,35 @@ class NativeExecutor:
         isa: str | None = None,
     ) -> None: ...
     def run(
-        self, batches: Batches, first: int, t: int, coefficients: np.ndarray, sums: np.ndarray, seconds: float
+        self,
+        batches: Batches,
+        first: int,
+        t: int,
+        coefficients: np.ndarray,
+        sums: np.ndarray,
+        seconds: float,
+        stats: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
     ) -> int: ...
-    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> None: ...
+    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool: ...
+    def accumulate(
+        self,
+        batches: Batches,
+        t: int,
+        row: int,
+        out: np.ndarray,
+        sums: np.ndarray,
+        inputs: np.ndarray | None = None,
+    ) -> bool: ...
+    def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None: ...
+    def per_example(
+        self,
+        batches: Batches,
+        t: int,
+        sums: np.ndarray,
+        norms: np.ndarray | None = None,
+        gradients: list[np.ndarray | None] | None = None,
+        inputs: np.ndarray | None = None,
+    ) -> bool: ...
     def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None: ...
     def evaluate(self, batches: Batches, out: np.ndarray, losses: np.ndarray, weights: np.ndarray) -> None: ...

@@ -23,6 +23,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange
+from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -39,8 +40,8 @@ cnp.import_array()
 ISAS = ("v2", "v3", "v4")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh",
                "sigmoid")
-LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber")
-UPDATES = ("gradient", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
+LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear")
+UPDATES = ("gradient", "accumulate", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
            "rmsprop_centered", "rmsprop_centered_momentum", "adagrad")
 cdef dict TYPES = {"b1": 4, "i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "u2": 5, "u4": 6, "u8": 7, "f2": 8, "f4": 9,
                    "f8": 10}
@@ -52,6 +53,8 @@ cdef int64_t GROUP_BYTES = 1 << 19
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
 cdef int64_t AHEAD = 32         # rows of weights that are asked for before the forward product comes to them
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
+cdef int64_t CHUNK = 4096        # numbers of a stored gradient that are applied together
+cdef int64_t PART_ROWS = 256     # rows that go through the network together where their own gradients alone are wanted
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
 cdef double TRIAL = 0.002       # seconds that one thread, or all, are tried for; which is faster depends on more than
 cdef double PROVEN = 0.25       # the work: on caches shared or not, on other processes. Seconds between two trials
@@ -92,7 +95,8 @@ cdef class NativeExecutor:
     """Runs a plan in compiled code on all cores; see `fastmb.executors.Executor` for its methods."""
 
     cdef readonly object plan, training, isa, n_threads_asked
-    cdef object params, weight, lock
+    cdef object params, weight, lock, gradient
+    cdef Rules rules
     cdef Engine e
     cdef Op *ops
     cdef char *arena            # all buffers
@@ -114,6 +118,7 @@ cdef class NativeExecutor:
         self.params = params
         self.lock = threading.Lock()
         self.training = training
+        self.gradient = None
         self.n_threads_asked = n_threads
         self.isa = isa if isa is not None else globals()["isa"]()
         self.e.k = _kernels(plan.dtype, self.isa)
@@ -124,17 +129,29 @@ cdef class NativeExecutor:
         self.e.group = GROUP if weights > GROUP_BYTES else 1
         self.update = FMB_GRADIENT
         self.e.loss.weight = NULL
+        self.e.loss.kind = FMB_LINEAR
+        self.e.loss.n = plan.n_outputs
+        memset(&self.rules, 0, sizeof(Rules))
+        self.rules.clip = self.rules.max_norm = self.rules.limit = INFINITY
         if training is not None:
             loss = training.loss
             self.e.loss.kind = LOSSES.index(loss.kind)
-            self.e.loss.n = plan.n_outputs
             self.e.loss.smoothing = loss.label_smoothing
             self.e.loss.delta = loss.delta
             self.weight = None if loss.weight is None else np.ascontiguousarray(loss.weight, plan.dtype)
             if self.weight is not None:
                 self.e.loss.weight = cnp.PyArray_DATA(self.weight)
             self.update = UPDATES.index(training.optimizer.kind)
+            self.e.dropout = 1
             self.e.seed = training.seed & 0xFFFFFFFFFFFFFFFF
+            rules = training.rules
+            self.rules.part_rows = rules.part_rows
+            self.rules.clip = rules.clip_per_example
+            self.rules.noise = rules.noise_multiplier * rules.clip_per_example if rules.noise_multiplier > 0 else 0.0
+            self.rules.secure = rules.secure
+            self.rules.max_norm = rules.max_grad_norm
+            self.rules.limit = rules.clip_value
+            self.rules.divide = rules.divide
 
     def __dealloc__(self):
         free(self.e.stages)
@@ -157,7 +174,7 @@ cdef class NativeExecutor:
         for op in plan.input_ops:
             j = self._read_op(j, op)
         self.e.widest = plan.n_features
-        self.e.total_tiles = 0
+        self.e.total_tiles = self.e.total_chunks = 0
         for i, stage in enumerate(plan.stages):
             s = &self.e.stages[i]
             s.n_in = stage.n_in
@@ -177,6 +194,9 @@ cdef class NativeExecutor:
             s.tiles = s.row_tiles * s.panels
             s.first_tile = self.e.total_tiles
             self.e.total_tiles += s.tiles
+            s.chunks = (s.rows * s.n_out + CHUNK - 1) // CHUNK
+            s.first_chunk = self.e.total_chunks
+            self.e.total_chunks += s.chunks
             self.e.widest = max(self.e.widest, s.n_out)
 
     cdef int _read_op(self, int j, object op) except -1:
@@ -233,40 +253,62 @@ cdef class NativeExecutor:
         b.sample_weight = <const double *> cnp.PyArray_DATA(weights) if weights is not None else NULL
         order = batches.order
         b.order = <const int64_t *> cnp.PyArray_DATA(order) if order is not None else NULL
+        offsets = batches.offsets
+        b.offsets = <const int64_t *> cnp.PyArray_DATA(offsets) if offsets is not None else NULL
         if order is not None:
             b.n = order.shape[0]
         return 0
 
-    cdef int64_t _train(self, object batches, int64_t first, int64_t steps, uint64_t t, const double *coefficients,
-                        double *sums, double seconds, int update, object state) except -1:
-        cdef Run run
-        cdef int i, threads
-        cdef int64_t n_states
-        cdef double flops
-        memset(&run, 0, sizeof(Run))
+    cdef int _begin(self, Run *run, object batches, int64_t steps, uint64_t t, double[:, ::1] sums) except -1:
+        """A run over `steps` mini-batches, the first of them 0, with nothing made of the gradients yet."""
+        memset(run, 0, sizeof(Run))
         self._batch(&run.batch, batches)
-        run.first = first
         run.steps = steps
         run.batch_size = min(<int64_t> batches.batch_size, run.batch.n)
         run.t = t
-        run.coefficients = coefficients
-        run.sums = sums
-        run.update = update
+        run.sums = &sums[0, 0]
+        run.update = FMB_GRADIENT
         run.params = <char *> cnp.PyArray_DATA(self.params)
-        n_states = state.shape[0]
+        run.rules = self.rules
+        return 0
+
+    cdef int _state(self, Run *run, object state) except -1:
+        """The arrays that an update changes beside the parameters."""
+        cdef int i
+        cdef int64_t n_states = state.shape[0]
         for i in range(min(n_states, 3)):
             run.state[i] = <char *> cnp.PyArray_DATA(state) + i * self.plan_size() * self.e.size
-        flops = self._flops() * run.batch_size
         run.far = run.batch_size >= self.e.k.lanes and (1 + n_states) * self.plan_size() * self.e.size > GROUP_BYTES
+        return 0
+
+    cdef int _store(self, Run *run) except -1:
+        """Gradients are stored before they are applied, in an array of this executor's."""
+        if self.gradient is None:
+            self.gradient = np.zeros(self.plan_size(), self.plan.dtype)
+        run.stored = 1
+        run.gradient = <char *> cnp.PyArray_DATA(self.gradient)
+        return 0
+
+    cdef int64_t _train(self, Run *run, double seconds) except -1:
+        """The steps of a run on as many threads as pay."""
+        cdef int threads
+        cdef int64_t rows = run.batch_size
+        cdef double flops = self._flops() * rows
+        if run.batch.offsets != NULL:
+            rows = _longest(run)
+        if run.rules.part_rows > 0:
+            rows = min(rows, run.rules.part_rows)
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
         with self.lock:
-            threads = self._threads_for(flops, steps)
-            self._reserve(run.batch_size, threads)
-            if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
-                self._try_out(&run, threads, fmb_now() + seconds)
+            threads = self._threads_for(flops, run.steps)
+            self._reserve(rows, threads)
+            if threads > 1 and self.n_threads_asked is None and run.steps > 1 and flops < TRIAL_FLOPS:
+                self._try_out(run, threads, fmb_now() + seconds)
             else:
                 run.deadline = fmb_now() + seconds
-                self._start(&run, threads)
+                self._start(run, threads)
+        if run.failed:
+            raise OSError("the operating system gave no random numbers for the noise")
         return run.done
 
     cdef int _threads_for(self, double flops, int64_t steps) except -1:
@@ -333,15 +375,108 @@ cdef class NativeExecutor:
         return total
 
     def run(self, batches, int64_t first, uint64_t t, const double[:, ::1] coefficients, double[:, ::1] sums,
-            double seconds):
-        return self._train(batches, first, coefficients.shape[0], t, &coefficients[0, 0], &sums[0, 0], seconds,
-                           self.update, self.training.state)
+            double seconds, double[:, ::1] stats=None, float[::1] norms=None):
+        cdef Run run
+        self._begin(&run, batches, coefficients.shape[0], t, sums)
+        run.first = first
+        run.coefficients = &coefficients[0, 0]
+        run.sweep = 1
+        run.update = self.update
+        self._state(&run, self.training.state)
+        if self.training.rules.stored:
+            self._store(&run)
+        if run.rules.clip < INFINITY:
+            run.want |= NORMS | CLIP
+        if stats is not None:
+            run.want |= NORMS
+            run.stats = &stats[0, 0]
+        if norms is not None:
+            run.want |= NORMS
+            run.norms = &norms[0]
+        return self._train(&run, seconds)
 
-    def gradients(self, batches, uint64_t t, out, double[::1] sums):
+    def gradients(self, batches, uint64_t t, out, double[:, ::1] sums):
+        cdef Run run
         cdef double coefficients[8]
         memset(coefficients, 0, sizeof(coefficients))
         out[:] = 0
-        self._train(batches, 0, 1, t, coefficients, &sums[0], 1e9, FMB_GRADIENT, out.reshape(1, -1))
+        self._begin(&run, batches, 1, t, sums)
+        run.rules.part_rows = 0
+        run.coefficients = coefficients
+        run.sweep = 1
+        self._state(&run, out.reshape(1, -1))
+        return self._train(&run, 1e9) == 1
+
+    def accumulate(self, batches, uint64_t t, int64_t row, out, double[:, ::1] sums, inputs=None):
+        cdef Run run
+        cdef double coefficients[8]
+        memset(coefficients, 0, sizeof(coefficients))
+        self._begin(&run, batches, 1, t, sums)
+        run.rules.part_rows = 0
+        run.coefficients = coefficients
+        run.sweep = 1
+        run.row = row
+        run.stored = 1
+        run.gradient = <char *> cnp.PyArray_DATA(out)
+        run.applied = 1
+        if run.rules.clip < INFINITY:
+            run.want |= NORMS | CLIP
+        if inputs is not None:
+            run.want |= INPUTS
+            run.inputs = <char *> cnp.PyArray_DATA(inputs)
+        return self._train(&run, 1e9) == 1
+
+    def apply(self, gradient, double weight, uint64_t t, const double[:, ::1] coefficients):
+        cdef Run run
+        cdef int threads
+        memset(&run, 0, sizeof(Run))
+        run.t = t
+        run.params = <char *> cnp.PyArray_DATA(self.params)
+        run.rules = self.rules
+        run.rules.divide = 0
+        run.coefficients = &coefficients[0, 0]
+        run.update = self.update
+        run.gradient = <char *> cnp.PyArray_DATA(gradient)
+        self._state(&run, self.training.state)
+        with self.lock:
+            threads = _threads.resolve(self.n_threads_asked, 20.0 * self.plan_size())
+            self._reserve(1, threads)
+            with nogil:
+                if threads == 1:
+                    _apply_work(&self.e, &run, weight, 0, 1)
+                else:
+                    fmb_take(&regions, 1)
+                    with parallel(num_threads=threads):
+                        _apply_work(&self.e, &run, weight, omp_get_thread_num(), omp_get_num_threads())
+                    fmb_take(&regions, -1)
+        if run.failed:
+            raise OSError("the operating system gave no random numbers for the noise")
+
+    def per_example(self, batches, uint64_t t, double[:, ::1] sums, norms=None, gradients=None, inputs=None):
+        cdef Run run
+        cdef list whole = [] if gradients is None else gradients
+        cdef char **places = <char **> calloc(len(whole) + 1, sizeof(char *))
+        cdef int i
+        if places == NULL:
+            raise MemoryError
+        try:
+            self._begin(&run, batches, 1, t, sums)
+            run.stored = run.applied = 1    # sums: nothing is divided by the weights
+            run.rules.part_rows = PART_ROWS
+            if norms is not None:
+                run.want |= NORMS
+                run.norms_out = <char *> cnp.PyArray_DATA(norms)
+            if gradients is not None:
+                run.want |= WHOLE
+                for i in range(len(whole)):
+                    places[i] = <char *> cnp.PyArray_DATA(whole[i]) if whole[i] is not None else NULL
+                run.whole = places
+            if inputs is not None:
+                run.want |= INPUTS
+                run.inputs = <char *> cnp.PyArray_DATA(inputs)
+            return self._train(&run, 1e9) == 1
+        finally:
+            free(places)
 
     def forward(self, X, double scale, out):
         cdef Batch batch

@@ -27,6 +27,7 @@ cdef struct Stage:
     char *dz            # its output gradient: [panel][row][rb]
     int64_t panels, panel_stride
     int64_t row_tiles, tiles, first_tile
+    int64_t chunks, first_chunk     # of the matrix, where a gradient that is stored is applied
 
 cdef struct Worker:
     int64_t next_block, last_block, next_tile, last_tile
@@ -37,6 +38,9 @@ cdef struct Worker:
     int32_t *labels
     char *target
     char *loss
+    char *squares       # of a group's rows: the squared norms of their own gradients, and what they are made of
+    char *d_input       # derivatives of the operations on the input
+    uint32_t *bits      # random bits of a chunk
     fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
     int64_t expected_lines
     char pad[64]
@@ -47,10 +51,38 @@ cdef struct Batch:
     double scale
     const double *sample_weight
     const int64_t *order    # of the whole set, or NULL
+    const int64_t *offsets  # mini-batch k is order[offsets[k]] .. order[offsets[k + 1]], or NULL: all of one size
     int64_t n               # rows of the set
+
+cdef enum Want:             # what a row sweep is to do besides the step's own work
+    NORMS = 1       # the norm of every row's own gradient
+    CLIP = 2        # and shorten those that are longer than `clip`
+    WHOLE = 4       # write every row's gradient out
+    INPUTS = 8      # the gradient with respect to the input
+
+cdef struct Rules:          # what a gradient goes through on its way to the update
+    int64_t part_rows       # rows of a mini-batch that go through the network together; 0: all
+    double clip             # longest gradient of one row
+    double noise            # deviation of the noise on the sum over the rows
+    int secure              # the noise comes from the operating system's generator
+    double max_norm, limit  # of the mean gradient, as a whole and of each number
+    double divide           # what the sum is divided by; 0: by the sum of the weights
 
 cdef struct Run:            # what one call works on
     Batch batch
+    Rules rules
+    int want
+    int sweep               # make weight gradients at all
+    int stored              # they are stored in `gradient`, as sums, and applied when the mini-batch is complete
+    int applied             # not at all: the caller does that
+    char *gradient
+    int64_t row             # rows that the mini-batch had before this call
+    double *stats           # five a mini-batch, see Executor.run, or NULL
+    float *norms            # each row's norm, by its place in the set, or NULL
+    char *norms_out         # the same in the plan's dtype, by its place in the call, or NULL
+    char **whole            # per stage: where rows' gradients of weight and bias go
+    char *inputs            # where gradients of the input go
+    int failed
     int64_t first, steps, batch_size
     uint64_t t
     const double *coefficients
@@ -64,8 +96,10 @@ cdef struct Run:            # what one call works on
     int stop, bad
     int far                 # parameters and state are worth asking for ahead of their tile
 
-cdef struct Mini:           # one mini-batch, worked out by every thread for itself
+cdef struct Mini:           # one mini-batch, or a part of one, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks
+    int64_t row, batch_rows     # rows of the mini-batch before this part, and in all
+    int last                # the part that completes it
     double weight           # the sum that its mean is taken over
 
 cdef struct Engine:         # a plan made ready to run
@@ -76,12 +110,16 @@ cdef struct Engine:         # a plan made ready to run
     Op *input_ops
     int n_input_ops
     int group               # blocks that go through a stage together
-    int64_t widest, total_tiles
+    int64_t widest, total_tiles, total_chunks
+    double *tile_squares    # of every tile's mean gradient, and of every chunk's
+    double *chunk_squares
+    double *row_squares     # each row's squared norm, [block][rb]
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
     fmb_loss_spec loss
     fmb_barrier barrier
     uint64_t seed
+    int dropout             # whether rows that come back are trained on
 
 
 # ---- small things --------------------------------------------------------------------------------------------------
@@ -156,6 +194,12 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         at += _line(s.panels * s.panel_stride * e.size)
     e.row_loss = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
+    e.row_squares = <double *> (base + at)
+    at += _line(panel_rows * sizeof(double))
+    e.tile_squares = <double *> (base + at)
+    at += _line(e.total_tiles * sizeof(double))
+    e.chunk_squares = <double *> (base + at)
+    at += _line(e.total_chunks * sizeof(double))
     block = _line(e.rb * e.size)
     for w in range(threads):
         worker = &e.workers[w]
@@ -178,6 +222,13 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         at += _line(e.rb * sizeof(int32_t))
         worker.target = base + at
         at += _line(_plan_outputs(e) * e.rb * e.size)
+        worker.squares = base + at
+        at += (e.group + 2) * block
+        worker.d_input = base + at
+        if e.n_input_ops > 0:
+            at += _line(e.group * e.stages[0].n_in * e.rb * e.size)
+        worker.bits = <uint32_t *> (base + at)
+        at += _line(CHUNK * sizeof(uint32_t))
     return at
 
 

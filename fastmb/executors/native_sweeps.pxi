@@ -7,51 +7,89 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     """All steps of a run, as thread `tid` of `threads`."""
     cdef uint64_t fp = fmb_fp_enter()
     cdef Worker *me = &e.workers[tid]
-    cdef Mini mini
+    cdef Mini mini, past
+    memset(&mini, 0, sizeof(Mini))
     _mini_batch(e, run, run.start, threads, &mini)
     _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+    fmb_barrier_wait(&e.barrier, tid, threads)
     while True:
         _share(&me.next_tile, &me.last_tile, e.total_tiles, tid, threads)
-        if mini.step == run.start:
-            fmb_barrier_wait(&e.barrier, tid, threads)
         _row_sweep(e, run, &mini, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
         if run.bad:
             if tid == 0:
                 _sum(e, run, &mini)
             break
-        _weight_sweep(e, run, &mini, tid, threads)
+        if run.sweep:
+            _weight_sweep(e, run, &mini, tid, threads)
+        if run.stored and mini.last and not run.applied:
+            fmb_barrier_wait(&e.barrier, tid, threads)
+            _apply_gradient(e, run, mini.step, mini.weight, tid, threads)
         if tid == 0:
             _sum(e, run, &mini)
-            run.done = mini.step + 1
-            if run.done == run.steps or ((run.done % run.check == 0 or run.done == run.start + 1)
+            run.done = mini.step + mini.last
+            if run.done == run.steps or (mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
                                          and fmb_now() > run.deadline):
                 run.stop = 1
-        if mini.step + 1 < run.steps:
-            _mini_batch(e, run, mini.step + 1, threads, &mini)
-            _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+        past = mini
+        _next(e, run, threads, &mini)
+        _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
+        if tid == 0 and run.stats != NULL:
+            _mean_squares(e, run, &past)
         if run.stop:
             break
     fmb_fp_leave(fp)
 
 
 cdef void _mini_batch(Engine *e, Run *run, int64_t step, int threads, Mini *mini) noexcept nogil:
-    """Which rows are mini-batch `step` of the run, and how they are cut into blocks."""
+    """Which rows are mini-batch `step` of the run, and how they are cut into parts and blocks."""
     cdef int64_t i
     cdef double lanes[8]
     cdef Batch *batch = &run.batch
     mini.step = step
-    mini.begin = (run.first + step) * run.batch_size
-    mini.rows = min(run.batch_size, batch.n - mini.begin)
-    mini.block_rows = _block_rows(e, mini.rows, threads)
-    mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
-    mini.weight = mini.rows
+    mini.row = 0
+    if batch.offsets != NULL:
+        mini.begin = batch.offsets[run.first + step]
+        mini.batch_rows = batch.offsets[run.first + step + 1] - mini.begin
+    else:
+        mini.begin = (run.first + step) * run.batch_size
+        mini.batch_rows = min(run.batch_size, batch.n - mini.begin)
+    mini.weight = mini.batch_rows
     if batch.sample_weight != NULL or (e.loss.indices and e.loss.weight != NULL):
         memset(lanes, 0, sizeof(lanes))
-        for i in range(mini.rows):
+        for i in range(mini.batch_rows):
             lanes[i & 7] += _sample_weight(e, batch, mini.begin + i) * _class_weight(e, batch, mini.begin + i)
         mini.weight = _tree(lanes)
+    _part(e, run, threads, mini)
+
+
+cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
+    """The part of the mini-batch that begins at `mini.row`."""
+    mini.rows = mini.batch_rows - mini.row
+    if run.rules.part_rows > 0:
+        mini.rows = min(mini.rows, run.rules.part_rows)
+    mini.last = mini.row + mini.rows == mini.batch_rows
+    mini.block_rows = _block_rows(e, mini.rows, threads)
+    mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
+
+
+cdef void _next(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
+    """From one part to the next, or from one mini-batch to the next, if there is one."""
+    if not mini.last:
+        mini.row += mini.rows
+        mini.begin += mini.rows
+        _part(e, run, threads, mini)
+    elif mini.step + 1 < run.steps:
+        _mini_batch(e, run, mini.step + 1, threads, mini)
+
+
+cdef int64_t _longest(Run *run) noexcept nogil:
+    """Rows of the largest mini-batch of a run whose mini-batches differ."""
+    cdef int64_t k, most = 1
+    for k in range(run.first, run.first + run.steps):
+        most = max(most, run.batch.offsets[k + 1] - run.batch.offsets[k])
+    return most
 
 
 cdef int64_t _block_rows(Engine *e, int64_t rows, int threads) noexcept nogil:
@@ -86,16 +124,48 @@ cdef double _class_weight(Engine *e, Batch *batch, int64_t position) noexcept no
 
 
 cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
-    """The mini-batch's loss sum and weight: eight lanes over the rows, then a tree."""
+    """The part's loss sum, and the mini-batch's weight: eight lanes over the rows, then a tree."""
     cdef double lanes[8]
+    cdef double squares[8]
+    cdef double norms[8]
+    cdef double largest = 0, scale
     cdef int64_t block, r, i = 0
+    cdef double *stats
     memset(lanes, 0, sizeof(lanes))
+    memset(squares, 0, sizeof(squares))
+    memset(norms, 0, sizeof(norms))
     for block in range(mini.blocks):
         for r in range(min(mini.block_rows, mini.rows - i)):
             lanes[i & 7] += e.row_loss[block * e.rb + r]
+            if run.stats != NULL:
+                squares[i & 7] += e.row_squares[block * e.rb + r]
+                norms[i & 7] += sqrt(e.row_squares[block * e.rb + r])
+                largest = max(largest, e.row_squares[block * e.rb + r])
             i += 1
-    run.sums[2 * mini.step] = _tree(lanes)
+    if mini.row == 0:
+        run.sums[2 * mini.step] = 0
+    run.sums[2 * mini.step] += _tree(lanes)
     run.sums[2 * mini.step + 1] = mini.weight
+    if run.stats != NULL:   # of rows' gradients so scaled that their plain mean is the step's
+        stats = run.stats + 5 * mini.step
+        scale = mini.batch_rows / mini.weight if mini.weight > 0 else 0.0
+        if mini.row == 0:
+            stats[0] = stats[1] = stats[4] = 0
+        stats[0] += scale * scale * _tree(squares)
+        stats[1] = max(stats[1], scale * scale * largest)
+        stats[3] = mini.batch_rows
+        stats[4] += scale * _tree(norms)
+
+
+cdef void _mean_squares(Engine *e, Run *run, Mini *mini) noexcept nogil:
+    """The squared norm of the mean gradient, in the tiles' or the chunks' order."""
+    cdef double lanes[8]
+    cdef int64_t i
+    cdef double *parts = e.chunk_squares if run.stored else e.tile_squares
+    memset(lanes, 0, sizeof(lanes))
+    for i in range(e.total_chunks if run.stored else e.total_tiles):
+        lanes[i & 7] += parts[i]
+    run.stats[5 * mini.step + 2] = _tree(lanes)
 
 
 # ---- the row sweep -------------------------------------------------------------------------------------------------
@@ -137,8 +207,11 @@ cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
             rows = <int> min(mini.block_rows, mini.rows - row)
             out = e.stages[0].x + (first + b) * e.stages[0].x_block * e.size
             _gather(e, &batch.X, batch, mini.begin + row, rows, batch.scale, out)
-            _apply(e, e.input_ops, e.n_input_ops, out, NULL, 0, e.stages[0].n_in, run.t + mini.step,
-                   row, 1)
+            d = NULL
+            if e.n_input_ops > 0 and run.want & INPUTS:
+                d = home.d_input + b * e.stages[0].n_in * e.rb * e.size
+            _apply(e, e.input_ops, e.n_input_ops, out, d, 0, e.stages[0].n_in, run.t + mini.step,
+                   run.row + mini.row + row, e.dropout)
     fmb_barrier_wait(&e.barrier, part, parts)
 
     for i in range(e.n_stages):
@@ -154,7 +227,7 @@ cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
         for b in range(blocks):
             d = NULL if s.derivative != FACTOR else home.d[i] + (b * s.n_out + low) * e.rb * e.size
             _apply(e, s.ops, s.n_ops, out + (b * block + low * e.rb) * e.size, d, low, high - low,
-                   run.t + mini.step, (first + b) * mini.block_rows, 1)
+                   run.t + mini.step, run.row + mini.row + (first + b) * mini.block_rows, e.dropout)
         fmb_barrier_wait(&e.barrier, part, parts)
 
     block = (e.widest + 1) * e.rb
@@ -174,15 +247,20 @@ cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
             elif s.derivative == SIGN:
                 d = e.stages[i + 1].x + ((first + b) * e.stages[i + 1].x_block + low * e.rb) * e.size
             e.k.backward(home.da[current] + (b * block + low * e.rb) * e.size, d, s.derivative == SIGN,
-                         i > 0, high - low, rows,
+                         i > 0 or run.want != 0, high - low, rows,
                          s.dz + (low // e.rb * s.panel_stride + (first + b) * e.rb * e.rb) * e.size,
                          s.panel_stride)
-        if i > 0:
+        if i > 0 or run.want:
             fmb_barrier_wait(&e.barrier, part, parts)
+        if run.want and part == 0:
+            _row_squares(e, s, home, first, blocks, home.da[current], block, i + 1 == e.n_stages)
+        if i > 0 or run.want & INPUTS:
             _panels(&low, &high, s.n_in, e.rb, part, parts)
             _backward(e, s, mini, first, blocks, home.da[current], home.da[1 - current], block, low, high)
             fmb_barrier_wait(&e.barrier, part, parts)
             current = 1 - current
+    if run.want and part == 0:
+        _each_row(e, run, mini, home, first, blocks, home.da[current], block)
 
 
 cdef void _gather(Engine *e, fmb_source *source, Batch *batch, int64_t position, int rows, double scale,
@@ -195,6 +273,7 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
     """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
     derivatives."""
     cdef int i, first = 1
+    cdef int64_t j
     for i in range(n_ops):
         if ops[i].kind != DROPOUT:
             e.k.activation(ops[i].kind, ops[i].value, a, d, n * e.rb, first)
@@ -203,6 +282,9 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
         else:
             continue
         first = 0
+    if first and d != NULL:     # nothing was done
+        for j in range(n * e.rb):
+            _put(d, j, 1.0, e.size)
 
 
 cdef void _forward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
@@ -285,7 +367,7 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
     cdef int64_t row = block * mini.block_rows
     cdef int64_t position = mini.begin + row
     cdef int r, rows = <int> min(mini.block_rows, mini.rows - row)
-    cdef double weight, value, scale = 1.0 / mini.weight if mini.weight > 0 else 0.0
+    cdef double weight, value, scale = _scale(run, mini)
     cdef double *row_loss = e.row_loss + block * e.rb
     for r in range(e.rb):
         weight = _sample_weight(e, &run.batch, position + r) if r < rows else 0.0
@@ -298,6 +380,13 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
         row_loss[r] = value
         if value - value != 0:
             run.bad = 1
+
+
+cdef double _scale(Run *run, Mini *mini) noexcept nogil:
+    """What a row's weight is multiplied by on its way to the gradient: stored gradients are sums."""
+    if run.stored:
+        return 1.0
+    return 1.0 / mini.weight if mini.weight > 0 else 0.0
 
 
 cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int rows) noexcept nogil:
@@ -316,7 +405,7 @@ cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int ro
 cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
     cdef int i
-    cdef int64_t tile, chunk = 1 + 64 // mini.rows
+    cdef int64_t tile, chunk = 1 + 64 // max(<int64_t> 1, mini.rows)
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
     cdef double coef64[8]
@@ -339,10 +428,10 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each
     tile a few cache lines, since all at once they would be waited for."""
     cdef Batch *batch = &run.batch
-    cdef int64_t next = mini.begin + run.batch_size, blocks, lines
-    cdef int64_t rows = min(run.batch_size, batch.n - next)
+    cdef int64_t next = mini.begin + mini.rows, blocks, lines
+    cdef int64_t rows = min(mini.rows, batch.n - next)
     me.expected.first = me.expected.last = me.expected.at = 0
-    if mini.step + 1 < run.steps and rows > 0 and batch.X.col_stride > 0:
+    if (mini.step + 1 < run.steps or not mini.last) and batch.offsets == NULL and rows > 0 and batch.X.col_stride > 0:
         blocks = (rows + mini.block_rows - 1) // mini.block_rows
         me.expected.first = next + min(rows, tid * blocks // threads * mini.block_rows)
         me.expected.last = next + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
@@ -355,8 +444,15 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
     cdef int i = 0, j, rows, columns
     cdef int64_t panel, m, at
+    cdef int update = run.update
+    cdef char *state[3]
     cdef Stage *s
     cdef fmb_gemm g
+    for j in range(3):
+        state[j] = run.state[j]
+    if run.stored:
+        update = FMB_GRADIENT if run.row + mini.row == 0 else FMB_ACCUMULATE
+        state[0], state[1], state[2] = run.gradient, NULL, NULL
     while tile >= e.stages[i].first_tile + e.stages[i].tiles:
         i += 1
     while tile < end:
@@ -380,21 +476,179 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
             if run.far:
                 fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.n_out * e.size)
                 for j in range(3):
-                    if run.state[j] != NULL:
-                        fmb_prefetch_tile(run.state[j] + at, rows, columns * e.size, s.n_out * e.size)
+                    if state[j] != NULL:
+                        fmb_prefetch_tile(state[j] + at, rows, columns * e.size, s.n_out * e.size)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
-            e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
-                     s.dz + panel * s.panel_stride * e.size, me.tile)
+            if mini.rows > 0:
+                e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
+                         s.dz + panel * s.panel_stride * e.size, me.tile)
+            else:
+                memset(me.tile, 0, (e.k.mr + 2) * e.rb * e.size)
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
-            e.k.update(run.update, coef, run.params + at, run.state[0] + at if run.state[0] != NULL else NULL,
-                       run.state[1] + at if run.state[1] != NULL else NULL,
-                       run.state[2] + at if run.state[2] != NULL else NULL, me.tile, rows, columns, s.n_out,
-                       e.rb)
+            if run.stats != NULL and not run.stored:
+                e.tile_squares[tile] = e.k.squares(me.tile, rows, columns, e.rb)
+            e.k.update(update, coef, run.params + at, state[0] + at if state[0] != NULL else NULL,
+                       state[1] + at if state[1] != NULL else NULL, state[2] + at if state[2] != NULL else NULL,
+                       me.tile, rows, columns, s.n_out, e.rb)
             tile += 1
         i += 1
+
+
+# ---- rows' own gradients -------------------------------------------------------------------------------------------
+
+cdef void _row_squares(Engine *e, Stage *s, Worker *home, int64_t first, int64_t blocks, char *dz, int64_t block,
+                       int start) noexcept nogil:
+    """Adds to the squared norms of the blocks' rows what a stage has: its weight's gradient by one row is the product
+    of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015)."""
+    cdef int64_t b, r, width = _line(e.rb * e.size)
+    cdef char *x = home.squares + e.group * width
+    cdef char *total
+    for b in range(blocks):
+        total = home.squares + b * width
+        e.k.row_squares(s.x + (first + b) * s.x_block * e.size, s.rows, x)
+        e.k.row_squares(dz + b * block * e.size, s.n_out, x + width)
+        for r in range(e.rb):
+            if e.size == 8:
+                (<double *> total)[r] = (0 if start else (<double *> total)[r]) + (<double *> x)[r] * \
+                    (<double *> (x + width))[r]
+            else:
+                (<float *> total)[r] = (0 if start else (<float *> total)[r]) + (<float *> x)[r] * \
+                    (<float *> (x + width))[r]
+
+
+cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, char *dx,
+                    int64_t block) noexcept nogil:
+    """What is wanted of the blocks' rows, now that their gradients are there: norms, shortening, themselves."""
+    cdef int64_t b, r, row, place, width = _line(e.rb * e.size)
+    cdef int i, rows, shorter
+    cdef double scale = _scale(run, mini), square, norm
+    cdef char *factor = home.squares + e.group * width
+    cdef Stage *s
+    scale = 1.0 / scale if scale > 0 else 0.0
+    for b in range(blocks):
+        row = (first + b) * mini.block_rows
+        rows = <int> min(mini.block_rows, mini.rows - row)
+        shorter = 0
+        for r in range(rows):
+            square = _get(home.squares + b * width, r, e.size) * scale * scale
+            norm = sqrt(square)
+            place = mini.begin + row + r
+            e.row_squares[(first + b) * e.rb + r] = square
+            if run.norms_out != NULL:
+                _put(run.norms_out, place, norm, e.size)
+            if run.norms != NULL:
+                run.norms[run.batch.order[place] if run.batch.order != NULL else place] = <float> norm
+            shorter |= norm > run.rules.clip
+            _put(factor, r, run.rules.clip / norm if norm > run.rules.clip else 1.0, e.size)
+        for i in range(e.n_stages):
+            s = &e.stages[i]
+            if run.want & CLIP and shorter:
+                e.k.scale_rows(s.dz + (first + b) * e.rb * e.rb * e.size, s.panels, s.panel_stride, rows, factor)
+            if run.want & WHOLE:
+                for r in range(rows):
+                    _whole(e, run, s, i, s.x + ((first + b) * s.x_block + r) * e.size,
+                           s.dz + ((first + b) * e.rb + r) * e.rb * e.size, mini.begin + row + r)
+        if run.want & INPUTS:
+            if e.n_input_ops > 0:
+                for i in range(e.stages[0].n_in * e.rb):
+                    _put(dx, b * block + i, _get(dx, b * block + i, e.size) *
+                         _get(home.d_input, b * e.stages[0].n_in * e.rb + i, e.size), e.size)
+            e.k.scatter(dx + b * block * e.size, e.stages[0].n_in, rows,
+                        run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, e.stages[0].n_in)
+            e.k.limit(run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, rows * e.stages[0].n_in,
+                      run.batch.scale, INFINITY)
+
+
+cdef void _whole(Engine *e, Run *run, Stage *s, int i, char *x, char *dz, int64_t place) noexcept nogil:
+    """A row's own gradient of a stage's weight and bias, where the caller wants it."""
+    e.k.outer(x, s.n_in, dz, s.n_out, s.panel_stride, run.whole[2 * i] + place * s.n_in * s.n_out * e.size)
+    if s.rows > s.n_in:
+        e.k.outer(x + s.n_in * e.rb * e.size, 1, dz, s.n_out, s.panel_stride,
+                  run.whole[2 * i + 1] + place * s.n_out * e.size)
+
+
+# ---- a gradient that was stored ------------------------------------------------------------------------------------
+
+cdef void _apply_work(Engine *e, Run *run, double weight, int tid, int threads) noexcept nogil:
+    """A gradient that the caller has, applied."""
+    cdef uint64_t fp = fmb_fp_enter()
+    _apply_gradient(e, run, 0, weight, tid, threads)
+    fmb_fp_leave(fp)
+
+
+cdef void _apply_gradient(Engine *e, Run *run, int64_t step, double weight, int tid, int threads) noexcept nogil:
+    """From the sum of gradients to the update: mean, noise, limits, in chunks of the matrices."""
+    cdef Rules *rules = &run.rules
+    cdef Stage *s
+    cdef double coef64[8]
+    cdef float coef32[8]
+    cdef double lanes[8]
+    cdef double norm, scale = 1.0
+    cdef double divide = rules.divide if rules.divide > 0 else weight
+    cdef int64_t c, at, n, first, last
+    cdef int i, norms = rules.max_norm < INFINITY or run.stats != NULL
+    cdef char *g
+    for i in range(8):
+        coef64[i] = run.coefficients[8 * step + i]
+        coef32[i] = <float> coef64[i]
+    _share(&first, &last, e.total_chunks, tid, threads)
+    if norms:
+        for c in range(first, last):
+            s = _chunk(e, c, &at, &n)
+            g = run.gradient + (s.offset + at) * e.size
+            _mean(e, run, &e.workers[tid], step, divide, s, at, n)
+            e.chunk_squares[c] = e.k.squares(g, 1, n, n)
+        fmb_barrier_wait(&e.barrier, tid, threads)
+        memset(lanes, 0, sizeof(lanes))
+        for c in range(e.total_chunks):
+            lanes[c & 7] += e.chunk_squares[c]
+        norm = sqrt(_tree(lanes))
+        if rules.max_norm < INFINITY and not norm + 1e-6 <= rules.max_norm:
+            scale = rules.max_norm / (norm + 1e-6)
+    for c in range(first, last):
+        s = _chunk(e, c, &at, &n)
+        g = run.gradient + (s.offset + at) * e.size
+        if not norms:
+            _mean(e, run, &e.workers[tid], step, divide, s, at, n)
+        if scale != 1.0 or rules.limit < INFINITY:
+            e.k.limit(g, n, scale, rules.limit)
+        at = (s.offset + at) * e.size
+        e.k.update(run.update, <void *> coef64 if e.size == 8 else <void *> coef32, run.params + at,
+                   run.state[0] + at if run.state[0] != NULL else NULL,
+                   run.state[1] + at if run.state[1] != NULL else NULL,
+                   run.state[2] + at if run.state[2] != NULL else NULL, g, 1, n, n, n)
+
+
+cdef Stage *_chunk(Engine *e, int64_t c, int64_t *at, int64_t *n) noexcept nogil:
+    """Chunk `c` of the parameters: its stage, where it begins in the stage's matrix, and its numbers."""
+    cdef int i = 0
+    while c >= e.stages[i].first_chunk + e.stages[i].chunks:
+        i += 1
+    at[0] = (c - e.stages[i].first_chunk) * CHUNK
+    n[0] = min(CHUNK, e.stages[i].rows * e.stages[i].n_out - at[0])
+    return &e.stages[i]
+
+
+cdef void _mean(Engine *e, Run *run, Worker *me, int64_t step, double divide, Stage *s, int64_t at,
+                int64_t n) noexcept nogil:
+    """A chunk of the sum divided, and the noise added."""
+    cdef char *g = run.gradient + (s.offset + at) * e.size
+    cdef double factor = 1.0 / divide if divide > 0 else 0.0
+    cdef int64_t i, bytes
+    cdef uint32_t *bits = NULL
+    if factor != 1.0:
+        e.k.limit(g, n, factor, INFINITY)
+    if run.rules.noise > 0:
+        if run.rules.secure:
+            bits = me.bits
+            bytes = (n + 127) // 128 * 128 * sizeof(uint32_t)
+            for i in range(0, bytes, 256):
+                if getentropy(<char *> bits + i, 256) != 0:
+                    run.failed = 1
+        e.k.noise(e.seed, run.t + step, s - e.stages, bits, run.rules.noise * factor, g, at, n)
 
 
 # ---- inference: a thread's work ------------------------------------------------------------------------------------

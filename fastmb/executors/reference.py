@@ -10,14 +10,15 @@ coefficients, the value of a dropout mask) is rounded to that dtype whenever it 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..plan import Op, Plan, views
-from ..rng import dropout_mask
+from ..rng import dropout_mask, noise_words, normal
 from . import Training
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ ROWS = 1024  # rows taken at a time where no mini-batch says how many
 Drop = Callable[[Op, int, int], np.ndarray] | None  # (op, rows, units) -> mask; None: no dropout
 
 _quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a loss may overflow: the caller looks at it
+
+
+class Tape(NamedTuple):
+    """What a forward pass leaves for the way back."""
+
+    d_input: np.ndarray  # derivative of the operations on the input
+    stages: list[tuple[np.ndarray, np.ndarray]]  # each stage's input and derivative
 
 
 class NumpyExecutor:
@@ -46,20 +54,89 @@ class NumpyExecutor:
         self.training = training
 
     def run(
-        self, batches: Batches, first: int, t: int, coefficients: np.ndarray, sums: np.ndarray, seconds: float
+        self,
+        batches: Batches,
+        first: int,
+        t: int,
+        coefficients: np.ndarray,
+        sums: np.ndarray,
+        seconds: float,
+        stats: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
     ) -> int:
         deadline = time.perf_counter() + seconds
+        assert self.training is not None
+        rules = self.training.rules
         for step, row in enumerate(coefficients):
-            gradient = self._gradient(batches, first + step, t + step, sums[step])
+            rows = _rows_of(batches, first + step)
+            da, tape = self._examples(batches, rows, t + step, 0, sums[step])
             if not np.isfinite(sums[step, 0]):
                 return step
-            self._update(row, gradient)
+            weight = sums[step, 1]
+            if rules.clip_per_example < math.inf or stats is not None or norms is not None:
+                size = self._norms(da, tape)
+                if norms is not None:
+                    norms[rows] = size
+                da = da * shorten(size, rules.clip_per_example)[:, None]
+            gradient = self._mean(self._backward(da, tape), rules.divide or weight, t + step)
+            if stats is not None:
+                size = size * len(rows) / weight if weight > 0 else np.zeros(len(rows))
+                mean = (gradient**2).sum()
+                stats[step] = (size**2).sum(), (size**2).max(initial=0), mean, len(rows), size.sum()
+            self._update(row, self._limited(gradient))
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
 
-    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> None:
-        out[:] = self._gradient(batches, 0, t, sums)
+    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool:
+        da, tape = self._examples(batches, _rows_of(batches, 0), t, 0, sums[0])
+        weight = sums[0, 1]
+        out[:] = self._backward(da, tape) / weight if weight > 0 else 0
+        return bool(np.isfinite(sums[0, 0]))
+
+    def accumulate(
+        self,
+        batches: Batches,
+        t: int,
+        row: int,
+        out: np.ndarray,
+        sums: np.ndarray,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        da, tape = self._examples(batches, _rows_of(batches, 0), t, row, sums[0])
+        if not np.isfinite(sums[0, 0]):
+            return False
+        if inputs is not None:
+            inputs[:] = self._to_input(da, tape) * batches.scale
+        if self.training is not None:
+            da = da * shorten(self._norms(da, tape), self.training.rules.clip_per_example)[:, None]
+        gradient = self._backward(da, tape)
+        out[:] = gradient if row == 0 else out + gradient
+        return True
+
+    def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
+        self._update(coefficients[0], self._limited(self._mean(_float64(gradient), weight, t)))
+
+    def per_example(
+        self,
+        batches: Batches,
+        t: int,
+        sums: np.ndarray,
+        norms: np.ndarray | None = None,
+        gradients: list[np.ndarray | None] | None = None,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        da, tape = self._examples(batches, _rows_of(batches, 0), t, 0, sums[0])
+        if norms is not None:
+            norms[:] = self._norms(da, tape)
+        if inputs is not None:
+            inputs[:] = self._to_input(da, tape) * batches.scale
+        if gradients is not None:
+            each = (array for pair in self._each(da, tape) for array in pair)
+            for out, array in zip(gradients, each, strict=True):
+                if out is not None:
+                    out[:] = array
+        return bool(np.isfinite(sums[0, 0]))
 
     @_quiet
     def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:
@@ -77,32 +154,57 @@ class NumpyExecutor:
             out[rows], losses[rows], weights[rows] = z, s * row_loss, s * row_weight
 
     @_quiet
-    def _gradient(self, batches: Batches, batch: int, t: int, sums: np.ndarray) -> np.ndarray:
-        """The mean gradient of mini-batch `batch`, float64, flat; its weighted loss and its weight into `sums`."""
+    def _examples(
+        self, batches: Batches, rows: np.ndarray, t: int, row: int, sums: np.ndarray
+    ) -> tuple[np.ndarray, Tape]:
+        """The gradient of each row's weighted loss with respect to its output, and the way there.
+
+        The rows' weighted loss and their weight go into `sums`. `row` counts the rows that the mini-batch had before.
+        """
         training = self.training
-        assert training is not None
         assert batches.y is not None
-        n = len(batches.X)
-        rows: np.ndarray | slice = slice(batch * batches.batch_size, min((batch + 1) * batches.batch_size, n))
-        if batches.order is not None:
-            rows = batches.order[rows]
         x, y = _float64(batches.X[rows]) * batches.scale, np.asarray(batches.y[rows])
         s = np.ones(len(x)) if batches.sample_weight is None else batches.sample_weight[rows]
 
         def drop(op: Op, rows: int, units: int) -> np.ndarray:
-            return dropout_mask(training.seed, t, op.index, rows, units, op.value, self.plan.dtype)
+            assert training is not None
+            return dropout_mask(training.seed, t, op.index, row + rows, units, op.value, self.plan.dtype)[row:]
 
-        z, tape = self._forward(x, drop)
+        z, tape = self._forward(x, drop if training is not None else None)
+        if training is None:  # y is the gradient
+            sums[:] = (z * y).sum(), len(x)
+            return _float64(y), tape
         row_loss, dz, row_weight = loss_and_gradient(training.loss, z, y)
-        total, weight = (s * row_loss).sum(), (s * row_weight).sum()
-        sums[:] = total, weight
-        share = s / weight if weight > 0 else np.zeros(len(s))
-        return self._backward(share[:, None] * dz, tape)
+        sums[:] = (s * row_loss).sum(), (s * row_weight).sum()
+        return s[:, None] * dz, tape
 
-    def _forward(self, x: np.ndarray, drop: Drop) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-        """The raw output of rows `x`, and each stage's input and derivative."""
+    def _mean(self, gradient: np.ndarray, divide: float, t: int) -> np.ndarray:
+        """A sum of gradients, divided, with noise: see `fastmb.executors.Rules`."""
+        assert self.training is not None
+        rules = self.training.rules
+        factor = 1 / divide if divide > 0 else 0.0
+        gradient = gradient * factor
+        if rules.noise_multiplier > 0:
+            deviation = rules.noise_multiplier * rules.clip_per_example * factor
+            for i, stage in enumerate(self.plan.stages):
+                matrix = slice(stage.offset, stage.offset + stage.size)
+                bits = np.frombuffer(os.urandom(4 * noise_words(stage.size)), np.uint32) if rules.secure else None
+                gradient[matrix] += deviation * normal(self.training.seed, t, i, stage.size, bits)
+        return gradient
+
+    def _limited(self, gradient: np.ndarray) -> np.ndarray:
+        """A mean gradient within the limits of `fastmb.executors.Rules`."""
+        assert self.training is not None
+        rules = self.training.rules
+        norm = math.sqrt((gradient**2).sum())
+        if not norm + 1e-6 <= rules.max_grad_norm:
+            gradient = gradient * (rules.max_grad_norm / (norm + 1e-6))
+        return np.clip(gradient, -rules.clip_value, rules.clip_value)
+
+    def _forward(self, x: np.ndarray, drop: Drop) -> tuple[np.ndarray, Tape]:
+        """The raw output of rows `x`, and what it takes to come back."""
         parameters = views(_float64(self.params), self.plan)
-        a, _ = _elementwise(self.plan.input_ops, x, drop)
+        a, d_input = _elementwise(self.plan.input_ops, x, drop)
         tape = []
         for stage in self.plan.stages:
             z = a @ parameters[stage.name + ".weight"]
@@ -111,20 +213,45 @@ class NumpyExecutor:
             output, d = _elementwise(stage.ops, z, drop)
             tape.append((a, d))
             a = output
-        return a, tape
+        return a, Tape(d_input, tape)
 
-    def _backward(self, da: np.ndarray, tape: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """The gradient with respect to all parameters, flat, from the one with respect to the raw output."""
-        parameters = views(_float64(self.params), self.plan)
+    def _backward(self, da: np.ndarray, tape: Tape) -> np.ndarray:
+        """The gradient with respect to all parameters, summed over rows, flat, from the rows' output gradients."""
         flat = np.zeros(self.plan.size)
         gradient = views(flat, self.plan)
-        for stage, (a, d) in zip(reversed(self.plan.stages), reversed(tape), strict=True):
-            dz = da * d
+        for stage, (a, dz) in zip(self.plan.stages, self._gradients_of_z(da, tape), strict=True):
             gradient[stage.name + ".weight"][:] = a.T @ dz
             if stage.bias:
                 gradient[stage.name + ".bias"][:] = dz.sum(axis=0)
-            da = dz @ parameters[stage.name + ".weight"].T
         return flat
+
+    def _gradients_of_z(self, da: np.ndarray, tape: Tape) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each stage its input, and the gradient with respect to the product."""
+        parameters = views(_float64(self.params), self.plan)
+        found = []
+        for stage, (a, d) in zip(reversed(self.plan.stages), reversed(tape.stages), strict=True):
+            dz = da * d
+            found.append((a, dz))
+            da = dz @ parameters[stage.name + ".weight"].T
+        return found[::-1]
+
+    def _to_input(self, da: np.ndarray, tape: Tape) -> np.ndarray:
+        """Each row's gradient with respect to its input."""
+        first = self.plan.stages[0]
+        _, dz = self._gradients_of_z(da, tape)[0]
+        back: np.ndarray = dz @ views(_float64(self.params), self.plan)[first.name + ".weight"].T * tape.d_input
+        return back
+
+    def _each(self, da: np.ndarray, tape: Tape) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each row's own gradient of every stage's weight and bias."""
+        return [(a[:, :, None] * dz[:, None, :], dz) for a, dz in self._gradients_of_z(da, tape)]
+
+    def _norms(self, da: np.ndarray, tape: Tape) -> np.ndarray:
+        """The norm of each row's own gradient."""
+        squares = np.zeros(len(da))
+        for stage, (weight, bias) in zip(self.plan.stages, self._each(da, tape), strict=True):
+            squares += (weight**2).sum(axis=(1, 2)) + (bias**2).sum(axis=1) * stage.bias
+        return np.sqrt(squares)
 
     @_quiet
     def _update(self, row: np.ndarray, gradient: np.ndarray) -> None:
@@ -133,6 +260,19 @@ class NumpyExecutor:
         w, states = _float64(self.params), _float64(self.training.state)
         update(self.training.optimizer.kind, coefficients, w, gradient, states)
         self.params[:], self.training.state[:] = w, states
+
+
+def shorten(norms: np.ndarray, clip: float) -> np.ndarray:
+    """What gradients of these norms are multiplied by, to be no longer than `clip`."""
+    return np.where(norms > clip, clip / np.maximum(norms, 1e-300), 1.0)
+
+
+def _rows_of(batches: Batches, k: int) -> np.ndarray:
+    """The rows of mini-batch `k`."""
+    order = np.arange(len(batches.X)) if batches.order is None else batches.order
+    if batches.offsets is not None:
+        return order[batches.offsets[k] : batches.offsets[k + 1]]
+    return order[k * batches.batch_size : (k + 1) * batches.batch_size]
 
 
 def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
@@ -194,6 +334,8 @@ def loss_and_gradient(loss: Loss, z: np.ndarray, y: np.ndarray) -> tuple[np.ndar
         p = np.ones(C) if loss.weight is None else loss.weight
         each = (1 - y) * z + (1 + (p - 1) * y) * np.logaddexp(0, -z)
         slope = _sigmoid(z) * (1 - y + p * y) - p * y
+    elif loss.kind == "linear":
+        return (z * y).sum(axis=1), y, u
     elif loss.kind == "mse":
         each, slope = (z - y) ** 2, 2 * (z - y)
     elif loss.kind == "mae":
