@@ -8,7 +8,7 @@ from .records import OP
 _LOW = 0xFFFFFFFF
 
 
-def _philox(e: Emitter, seed: Value, t: Value, index: Value, row: Value, i: Value, first: int) -> list[Value]:
+def philox(e: Emitter, seed: Value, t: Value, index: Value, row: Value, i: Value, first: int) -> list[Value]:
     """The words of units 4 i .. 4 i + 3 of `lanes` rows from row + `first` on, in the lower halves of 64 bits."""
     n = e.lanes
 
@@ -35,7 +35,7 @@ def dropout(derivative: str, e: Emitter, *arguments: Value) -> None:
     limit = e.broadcast_int(threshold, 32, e.lanes)
     with e.loop(0, n, 4) as unit:
         for first in (0, e.lanes):
-            words = _philox(e, seed, t, index, row, (unit0 + unit) // 4, first)
+            words = philox(e, seed, t, index, row, (unit0 + unit) // 4, first)
             for u, word in enumerate(words):
                 with e.when(unit + u < n):
                     at = (unit + u) * e.rb + first

@@ -8,7 +8,7 @@ and no fast-math flag is ever set: the arithmetic is what is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -291,6 +291,23 @@ class Emitter:
             return Value(builder, (builder.fpext if wider else builder.fptrunc)(x.v, to))
         return Value(builder, (builder.sitofp if source[0] == "i" else builder.uitofp)(x.v, to))
 
+    def from_int32(self, x: Value) -> Value:
+        """Signed integers of 32 bits as T."""
+        return Value(self.builder, self.builder.sitofp(x.v, self.type(getattr(x.v.type, "count", 1))))
+
+    def widen(self, x: Value) -> Value:
+        """Numbers of T as doubles."""
+        count = getattr(x.v.type, "count", 1)
+        double = ir.DoubleType()
+        to = double if count == 1 else ir.VectorType(double, count)
+        return x if self.double else Value(self.builder, self.builder.fpext(x.v, to))
+
+    def doubles(self, number: float, count: int) -> Value:
+        return Value(self.builder, _constant(ir.VectorType(ir.DoubleType(), count), number))
+
+    def lane(self, x: Value, i: int) -> Value:
+        return Value(self.builder, self.builder.extract_element(x.v, ir.Constant(I32, i)))
+
     # ---- vectors --------------------------------------------------------------------------------------------------
 
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
@@ -328,6 +345,16 @@ class Emitter:
         type_ = element if count == 1 else ir.VectorType(element, count)
         pointer = self.builder.inttoptr(address.v, ir.PointerType(type_))
         return Value(self.builder, self.builder.load(pointer, align=1))
+
+    def _store_at(self, value: Value, address: Value) -> None:
+        self.builder.store(value.v, self.builder.inttoptr(address.v, ir.PointerType(value.v.type)), align=4)
+
+    def store_doubles(self, value: Value, address: Value) -> None:
+        self._store_at(value, address)
+
+    def store_words(self, value: Value, address: Value) -> None:
+        """Integers of 32 bits."""
+        self._store_at(value, address)
 
     def field(self, record: np.dtype[Any], address: Value, name: str) -> Value:
         """A field of a record: a signed integer (widened to 64 bits), or a double."""
@@ -384,6 +411,18 @@ class Emitter:
         i.add_incoming(builder.add(i, ir.Constant(I64, step)), builder.block)
         builder.branch(head)
         builder.position_at_end(after)
+
+    def spans(self, n: Value, each: Callable[[Value, int], None], most: int | None = None) -> None:
+        """each(at, count) over n numbers: vectors of `most` (rb) numbers, then of half as many, and so on to one."""
+        count = most or self.rb
+        whole = n - n % count
+        with self.loop(0, whole, count) as i:
+            each(i, count)
+        done = self.variable(whole)
+        while count := count // 2:
+            with self.when(n - done.get() >= count):
+                each(done.get(), count)
+                done.set(done.get() + count)
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:

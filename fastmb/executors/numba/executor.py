@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,22 +11,29 @@ import numpy as np
 
 from ... import threads as _threads
 from ..._errors import unknown_name
+from ...losses import FromOutside
+from .. import Rules
 from . import library, records, team
 from .records import (
     BARRIER_BYTES,
+    CHUNK,
+    CLIP,
     ENGINE,
     FACTOR,
     GEMM,
+    INPUTS,
     LINE,
     LOSS,
     MAX_THREADS,
     MINI,
     NONE,
+    NORMS,
     OP,
     RUN,
     SIGN,
     SOURCE,
     STAGE,
+    WHOLE,
     WORKER,
 )
 from .target import Target, available_isas, isa
@@ -41,6 +49,8 @@ SMALL_BLOCKS = 4
 REGION_FLOPS = 400_000  # work for a thread that makes it worth entering a parallel region
 TRIAL = 0.002  # seconds that one thread, or all, are tried for
 PROVEN = 0.25  # seconds between two trials
+PART_ROWS = 256  # rows that go through the network together where their own gradients alone are wanted
+_FOREVER = 1e9  # seconds
 TRIAL_FLOPS = 1e9  # a step of so much work is never faster on one thread
 
 
@@ -73,9 +83,13 @@ class NumbaExecutor:
         self._flops = float(plan.flops(1))
         self._cost = [0.0, 0.0]  # seconds a step, of one thread and of all
         self._try_at, self._tried = 0.0, (0, 0)
-        self._ready = {"train": False, "infer": False}
+        self._ready = ("", 0)
+        self._gradient: np.ndarray | None = None
         self._engine, self._loss = _one(ENGINE), _one(LOSS)
         self._barrier = np.zeros(BARRIER_BYTES + LINE, np.uint8)
+        self._objective = FromOutside() if training is None else training.loss
+        self._rules = Rules() if training is None else training.rules
+        self._seed = 0 if training is None else int(np.uint64(training.seed & 2**64 - 1).astype(np.int64))
         self._read_plan()
         self._read_loss()
 
@@ -92,7 +106,7 @@ class NumbaExecutor:
             for op in chain:
                 self._read_op(self._ops[at], op)
                 at += 1
-        first_tile = 0
+        first_tile = first_chunk = 0
         for stage, s, ops in zip(plan.stages, self._stages, places[1:], strict=True):
             kinds = [op.kind for op in stage.ops]
             last = stage is plan.stages[-1]
@@ -106,28 +120,24 @@ class NumbaExecutor:
             s["tiles"] = s["row_tiles"] * s["panels"]
             s["first_tile"] = first_tile
             first_tile += s["tiles"]
+            s["chunks"], s["first_chunk"] = -(-stage.size // CHUNK), first_chunk
+            first_chunk += s["chunks"]
         e["size"], e["lanes"], e["rb"], e["mr"] = target.itemsize, target.lanes, target.rb, target.mr
         e["n_stages"], e["stages"] = len(plan.stages), self._stages.ctypes.data
         e["input_ops"], e["n_input_ops"] = places[0], len(plan.input_ops)
         e["group"] = GROUP if plan.size * target.itemsize > GROUP_BYTES else 1
         e["widest"] = max(plan.n_features, *(stage.n_out for stage in plan.stages))
-        e["total_tiles"], e["loss"] = first_tile, self._loss.ctypes.data
+        e["total_tiles"], e["total_chunks"], e["loss"] = first_tile, first_chunk, self._loss.ctypes.data
         e["barrier"] = self._barrier.ctypes.data + -self._barrier.ctypes.data % LINE
 
     def _read_op(self, record: Any, op: Op) -> None:
         record["value"] = op.value
         if op.kind == "dropout":
-            assert self.training is None or self.training.seed >= 0
-            seed = 0 if self.training is None else self.training.seed & 0xFFFFFFFFFFFFFFFF
-            record["seed"] = np.uint64(seed).astype(np.int64)
-            record["index"], record["threshold"] = op.index, int(op.value * 2**32)
+            record["seed"], record["index"], record["threshold"] = self._seed, op.index, int(op.value * 2**32)
             record["scale"] = 1.0 / (1.0 - op.value)
 
     def _read_loss(self) -> None:
-        self._weight = None
-        if self.training is None:
-            return
-        loss, record = self.training.loss, self._loss
+        loss, record = self._objective, self._loss
         record["n"], record["smoothing"] = self.plan.n_outputs, loss.label_smoothing
         record["delta"] = loss.delta if loss.kind == "huber" else 1.0
         if loss.weight is not None:
@@ -139,27 +149,43 @@ class NumbaExecutor:
     def _kernel(self, words: str) -> int:
         return library.kernel(words, self.target)
 
-    def _prepare(self, what: str) -> int:
-        """Compiles, or loads, the kernels of training or inference, once; the address of its entry."""
-        if not self._ready[what]:
-            self._engine["gemm"] = self._kernel("gemm")
-            self._engine["scatter"] = self._kernel("scatter")
-            places = iter(self._ops)
-            for i, chain in enumerate([self.plan.input_ops, *(stage.ops for stage in self.plan.stages)]):
-                factor = i > 0 and self._stages[i - 1]["derivative"] == FACTOR
-                for j, op in enumerate(chain):
-                    name = op.kind if op.kind == "dropout" else f"activation {op.kind}"
-                    derivative = "none" if not factor else "more" if j else "first"
-                    record: Any = next(places)
-                    if what == "train":
-                        record["train"] = self._kernel(f"{name} {derivative}")
-                    elif op.kind != "dropout":
-                        record["infer"] = self._kernel(f"{name} none")
+    def _prepare(self, what: str, want: int = 0) -> int:
+        """Compiles, or loads, the kernels of "train", "infer" or "apply", with all that is wanted of rows' gradients;
+        the address of its entry. Called with the lock held: what is wanted decides some kernels."""
+        if (what, want) != self._ready:
+            e = self._engine
+            if what != "apply":
+                e["gemm"], e["scatter"] = self._kernel("gemm"), self._kernel("scatter")
+                at = 0
+                for i, chain in enumerate([self.plan.input_ops, *(stage.ops for stage in self.plan.stages)]):
+                    factor = want & INPUTS if i == 0 else self._stages[i - 1]["derivative"] == FACTOR
+                    self._prepare_chain(chain, self._ops[at : at + len(chain)], what, bool(factor))
+                    at += len(chain)
             for i, s in enumerate(self._stages if what == "train" else ()):
                 mode = {NONE: "none", FACTOR: "factor", SIGN: "sign"}[int(s["derivative"])]
-                s["backward"] = self._kernel(f"backward {mode} {'keep' if i else 'drop'}")
-            self._ready[what] = True
+                s["backward"] = self._kernel(f"backward {mode} {'keep' if i or want else 'drop'}")
+            needed = {"row_squares": want, "scale_rows": want & CLIP, "outer": want & WHOLE, "limit": want & INPUTS}
+            for name, wanted in needed.items():
+                if wanted:
+                    e["k_" + name] = self._kernel(name)
+            self._ready = (what, want)
         return library.entry(what)
+
+    def _prepare_chain(self, chain: tuple[Op, ...], ops: np.ndarray, what: str, factor: bool) -> None:
+        """The kernels of operations that follow each other; `factor`: their derivative is written down."""
+        done = False
+        for op, record in zip(chain, ops, strict=True):
+            dropout = op.kind == "dropout"
+            if what == "infer":
+                record["infer"] = 0 if dropout else self._kernel(f"activation {op.kind} none")
+                continue
+            record["train"] = 0
+            if not dropout or self.training is not None:
+                derivative = "none" if not factor else "more" if done else "first"
+                name = "dropout" if dropout else f"activation {op.kind}"
+                record["train"], done = self._kernel(f"{name} {derivative}"), True
+        if what == "train" and factor and not done and len(ops):  # nothing is done: the derivative is 1
+            ops[0]["train"] = self._kernel("activation identity first")
 
     def _source(self, array: np.ndarray, scale: float, keep: list[Any]) -> int:
         """A record that says where an array lies, one column or many, and what reads it."""
@@ -181,10 +207,10 @@ class NumbaExecutor:
         run = _one(RUN)
         run["x"] = self._source(batches.X, batches.scale, keep)
         run["n"] = len(batches.X)
+        run["input_scale"] = batches.scale
         if batches.y is not None:
-            assert self.training is not None
             run["y"] = self._source(batches.y, 1.0, keep)
-            loss = self.training.loss
+            loss = self._objective
             kind, weighted = loss.kind, loss.weight is not None
             if kind == "cross_entropy":
                 run["indices"] = batches.y.ndim == 1
@@ -239,7 +265,9 @@ class NumbaExecutor:
                 x = arena[start : start + blocks * x_block * size].view(self.plan.dtype).reshape(blocks, x_block // rb, rb)
                 x[:, -1] = 1.0  # what the bias meets
         e = self._engine
-        e["row_loss"] = take(blocks * rb * 8)
+        e["row_loss"], e["row_squares"] = take(blocks * rb * 8), take(blocks * rb * 8)
+        e["tile_squares"] = take(int(e["total_tiles"][0]) * 8)
+        e["chunk_squares"] = take(int(e["total_chunks"][0]) * 8)
         wide = int(e["group"][0] * (e["widest"][0] + 1)) * rb * size
         workers = np.zeros(threads * WORKER.itemsize + LINE, np.uint8)
         start = -workers.ctypes.data % LINE
@@ -254,8 +282,12 @@ class NumbaExecutor:
             w["tile"] = take((self.target.mr + 2) * rb * size)
             w["s"], w["loss"], w["labels"] = take(rb * size), take(rb * size), take(rb * 4)
             w["target"] = take(self.plan.n_outputs * rb * size)
-            w["gemm"], w["mini"] = take(GEMM.itemsize), take(MINI.itemsize + LINE)
+            w["gemm"], w["mini"] = take(GEMM.itemsize), take(MINI.itemsize + 4 * LINE)
             w["coefficients"], w["few"] = take(LINE), take(64 * 24)
+            w["squares"] = take((int(e["group"][0]) + 2) * _line(rb * size))
+            if self.plan.input_ops:
+                w["d_input"] = take(int(e["group"][0]) * self.plan.n_features * rb * size)
+            w["bits"] = take(CHUNK * 4)
         self._workers, self._derivatives = (workers, records_), derivatives
         e["workers"] = records_.ctypes.data
         return at
@@ -263,18 +295,6 @@ class NumbaExecutor:
     # ---- calls ----------------------------------------------------------------------------------------------------
 
     def run(
-        self, batches: Batches, first: int, t: int, coefficients: np.ndarray, sums: np.ndarray, seconds: float
-    ) -> int:
-        assert self.training is not None
-        kind = self.training.optimizer.kind
-        return self._train(batches, first, t, coefficients, sums, seconds, kind, self.training.state)
-
-    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> None:
-        out[:] = 0
-        coefficients = np.zeros((1, 8))
-        self._train(batches, 0, t, coefficients, sums.reshape(1, 2), 1e9, "gradient", out.reshape(1, -1))
-
-    def _train(
         self,
         batches: Batches,
         first: int,
@@ -282,33 +302,167 @@ class NumbaExecutor:
         coefficients: np.ndarray,
         sums: np.ndarray,
         seconds: float,
-        update: str,
-        state: np.ndarray,
+        stats: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
     ) -> int:
-        keep: list[Any] = [coefficients, sums, state]
+        assert self.training is not None
         with self._lock:
-            entry = self._prepare("train")
-            run = self._run(batches, "train", keep)
-            if batches.order is not None:
-                run["order"], run["n"] = batches.order.ctypes.data, len(batches.order)
-            run["update"] = self._kernel(f"update {update}")
+            run, keep = self._begin(batches, len(coefficients), t, sums)
+            run["first"], run["sweep"] = first, 1
+            run["update"] = self._kernel(f"update {self.training.optimizer.kind}")
+            run["coefficients"] = coefficients.ctypes.data
+            self._state(run, self.training.state)
+            want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
+            if self._rules.stored:
+                if self._gradient is None:
+                    self._gradient = np.zeros(self.plan.size, self.plan.dtype)
+                self._store(run, self._gradient)
+                self._prepare_applying(run)
+            if stats is not None:
+                want |= NORMS
+                run["stats"] = stats.ctypes.data
+                self._engine["k_squares"] = self._kernel("squares")
+            if norms is not None:
+                want |= NORMS
+                run["norms"] = norms.ctypes.data
+            return self._train(run, want, seconds)
+
+    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool:
+        out[:] = 0
+        coefficients = np.zeros((1, 8))
+        with self._lock:
+            run, keep = self._begin(batches, 1, t, sums)
+            run["part_rows"], run["sweep"] = 0, 1
+            run["update"], run["coefficients"] = self._kernel("update gradient"), coefficients.ctypes.data
+            self._state(run, out.reshape(1, -1))
+            return self._train(run, 0, _FOREVER) == 1
+
+    def accumulate(
+        self,
+        batches: Batches,
+        t: int,
+        row: int,
+        out: np.ndarray,
+        sums: np.ndarray,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        coefficients = np.zeros((1, 8))
+        with self._lock:
+            run, keep = self._begin(batches, 1, t, sums)
+            run["part_rows"], run["sweep"], run["row"], run["applied"] = 0, 1, row, 1
+            run["coefficients"] = coefficients.ctypes.data
+            self._store(run, out)
+            want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
+            if inputs is not None:
+                want |= INPUTS
+                run["inputs"] = inputs.ctypes.data
+            return self._train(run, want, _FOREVER) == 1
+
+    def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
+        assert self.training is not None
+        with self._lock:
+            run = _one(RUN)
+            entry = self._prepare("apply")
+            run["t"], run["params"] = t, self.params.ctypes.data
+            self._obey(run)
+            run["divide"], run["gradient"], run["coefficients"] = weight, gradient.ctypes.data, coefficients.ctypes.data
+            run["update"] = self._kernel(f"update {self.training.optimizer.kind}")
+            self._state(run, self.training.state)
+            self._prepare_applying(run)
             library.NOTICE.done()
-            steps, rows = len(coefficients), min(batches.batch_size, int(run["n"][0]))
-            run["first"], run["steps"], run["batch_size"], run["t"] = first, steps, rows, t
-            run["coefficients"], run["sums"] = coefficients.ctypes.data, sums.ctypes.data
-            run["params"] = self.params.ctypes.data
-            for name, array in zip(("state0", "state1", "state2"), state, strict=False):
-                run[name] = array.ctypes.data
-            flops = self._flops * rows
-            touched = (1 + len(state)) * self.plan.size * self.target.itemsize
-            run["far"] = rows >= self.target.lanes and touched > GROUP_BYTES
-            run["check"] = 1 + int(1e6 / (flops + 1e4))
-            threads = self._threads_for(flops, steps)
-            self._reserve(rows, threads)
-            if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
-                self._try_out(entry, run, threads, time.monotonic() + seconds)
-            else:
-                self._start(entry, run, threads, time.monotonic() + seconds)
+            threads = min(_threads.resolve(self.n_threads_asked, 20.0 * self.plan.size), MAX_THREADS)
+            self._reserve(1, threads)
+            team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+            _check_entropy(run)
+
+    def per_example(
+        self,
+        batches: Batches,
+        t: int,
+        sums: np.ndarray,
+        norms: np.ndarray | None = None,
+        gradients: list[np.ndarray | None] | None = None,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        with self._lock:
+            run, keep = self._begin(batches, 1, t, sums)
+            run["stored"] = run["applied"] = 1  # sums: nothing is divided by the weights
+            run["part_rows"] = PART_ROWS
+            want = 0
+            if norms is not None:
+                want |= NORMS
+                run["norms_out"] = norms.ctypes.data
+            if gradients is not None:
+                want |= WHOLE
+                places = np.array([0 if g is None else g.ctypes.data for g in gradients], np.int64)
+                run["whole"] = places.ctypes.data
+            if inputs is not None:
+                want |= INPUTS
+                run["inputs"] = inputs.ctypes.data
+            return self._train(run, want, _FOREVER) == 1
+
+    def _begin(self, batches: Batches, steps: int, t: int, sums: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+        """A run over `steps` mini-batches, the first of them 0, with nothing made of the gradients yet; and what must
+        live as long as it."""
+        keep: list[Any] = [sums]
+        run = self._run(batches, "train", keep)
+        if batches.order is not None:
+            run["order"], run["n"] = batches.order.ctypes.data, len(batches.order)
+        if batches.offsets is not None:
+            run["offsets"] = batches.offsets.ctypes.data
+            self._rows_of = batches.offsets
+        run["steps"], run["batch_size"], run["t"] = steps, min(batches.batch_size, int(run["n"][0])), t
+        run["sums"], run["params"] = sums.ctypes.data, self.params.ctypes.data
+        self._obey(run)
+        return run, keep
+
+    def _obey(self, run: np.ndarray) -> None:
+        """The rules that gradients go by."""
+        rules = self._rules
+        run["part_rows"], run["clip"], run["secure"] = rules.part_rows, rules.clip_per_example, rules.secure
+        run["noise"] = rules.noise_multiplier * rules.clip_per_example if rules.noise_multiplier > 0 else 0.0
+        run["max_norm"], run["limit"], run["divide"] = rules.max_grad_norm, rules.clip_value, rules.divide
+        run["seed"] = self._seed
+
+    def _state(self, run: np.ndarray, state: np.ndarray) -> None:
+        """The arrays that an update changes beside the parameters."""
+        for name, array in zip(("state0", "state1", "state2"), state, strict=False):
+            run[name] = array.ctypes.data
+        touched = (1 + len(state)) * self.plan.size * self.target.itemsize
+        run["far"] = run["batch_size"] >= self.target.lanes and touched > GROUP_BYTES
+
+    def _store(self, run: np.ndarray, gradient: np.ndarray) -> None:
+        """Gradients are stored, as sums."""
+        run["stored"], run["gradient"] = 1, gradient.ctypes.data
+        run["store"], run["accumulate"] = self._kernel("update gradient"), self._kernel("update accumulate")
+
+    def _prepare_applying(self, run: np.ndarray) -> None:
+        """The kernels that a stored gradient goes through."""
+        e = self._engine
+        e["k_limit"], e["k_squares"] = self._kernel("limit"), self._kernel("squares")
+        if run["noise"] > 0:
+            e["k_noise"] = self._kernel("noise")
+
+    def _train(self, run: np.ndarray, want: int, seconds: float) -> int:
+        """The steps of a run on as many threads as pay."""
+        run["want"] = want
+        entry = self._prepare("train", want)
+        library.NOTICE.done()
+        steps, rows = int(run["steps"][0]), int(run["batch_size"][0])
+        flops = self._flops * rows
+        if run["offsets"]:
+            first = int(run["first"][0])
+            rows = max(1, int(np.diff(self._rows_of[first : first + steps + 1]).max()))
+        if run["part_rows"]:
+            rows = min(rows, int(run["part_rows"][0]))
+        run["check"] = 1 + int(1e6 / (flops + 1e4))
+        threads = self._threads_for(flops, steps)
+        self._reserve(rows, threads)
+        if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
+            self._try_out(entry, run, threads, time.monotonic() + seconds)
+        else:
+            self._start(entry, run, threads, time.monotonic() + seconds)
+        _check_entropy(run)
         return int(run["done"][0])
 
     def _threads_for(self, flops: float, steps: int) -> int:
@@ -376,6 +530,11 @@ class NumbaExecutor:
                 run["losses"], run["weights"] = losses.ctypes.data, weights.ctypes.data
             self._reserve(0, threads)
             team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+
+
+def _check_entropy(run: np.ndarray) -> None:
+    if run["failed"]:
+        raise OSError("the operating system gave no random numbers for the noise")
 
 
 def _isa(name: str | None) -> str:

@@ -25,7 +25,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from . import activations, dropout, gemm, layout, losses, updates
+from . import activations, dropout, gemm, gradients, layout, losses, updates
+from .applied import apply_stored
 from .emit import Emitter, Value
 from .inference import infer
 from .records import ARGUMENTS
@@ -45,9 +46,18 @@ KERNELS: dict[str, Callable[..., None]] = {
     "scatter": layout.scatter,
     "backward": layout.backward,
     "gemm": gemm.gemm,
+    "row_squares": gradients.row_squares,
+    "squares": gradients.squares,
+    "scale_rows": gradients.scale_rows,
+    "limit": gradients.limit,
+    "outer": gradients.outer,
+    "noise": gradients.noise,
 }
 #: How many arguments an emitter takes beside its words and the `Emitter`.
-TAKES = {"activation": 7, "dropout": 7, "loss": 8, "update": 10, "gather": 5, "scatter": 5, "backward": 6, "gemm": 7}
+TAKES = {
+    **{"activation": 7, "dropout": 7, "loss": 8, "update": 10, "gather": 5, "scatter": 5, "backward": 6, "gemm": 7},
+    **{"row_squares": 3, "squares": 5, "scale_rows": 5, "limit": 3, "outer": 6, "noise": 8},
+}
 
 
 @lru_cache(maxsize=1)
@@ -104,6 +114,15 @@ def _train(key: str) -> Any:
     return entry
 
 
+def _apply(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def entry(engine, run, tid, threads, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
+        _stamp(key)
+        apply_stored(engine, run, tid, threads)
+
+    return entry
+
+
 def _infer(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
     def entry(engine, run, tid, threads, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
@@ -140,7 +159,7 @@ def _lead(key: str) -> Any:
     return entry
 
 
-_ENTRIES = {"train": _train, "infer": _infer, "serve": _serve, "post": _post, "lead": _lead}
+_ENTRIES = {"train": _train, "apply": _apply, "infer": _infer, "serve": _serve, "post": _post, "lead": _lead}
 
 
 class Notice:

@@ -229,6 +229,17 @@ def nap(typing_context: Any) -> Any:  # noqa: ARG001
     return types.void(), codegen
 
 
+@intrinsic
+def entropy(typing_context: Any, where: Any, size: Any) -> Any:  # noqa: ARG001
+    """Random bytes of the operating system, up to 256; 0 if all went well."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        found = _external(builder, "getentropy", _I32, builder.inttoptr(values[0], _BYTES), values[1])
+        return builder.sext(found, _I64)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
 def _x86(builder: Any) -> bool:
     return builder.module.triple.startswith(("x86_64", "i686"))
 

@@ -33,6 +33,7 @@ STAGE = _record(
     *("x", "x_block"),  # its input, [block][n_in + 1][rb], and the elements of a block
     *("dz", "panels", "panel_stride"),  # its output gradient, [panel][row][rb]
     *("row_tiles", "tiles", "first_tile"),
+    *("chunks", "first_chunk"),  # of the matrix, where a gradient that is stored is applied
 )
 NONE, FACTOR, SIGN = 0, 1, 2  # no operation; written by the forward pass; ReLU alone: the sign of the output
 
@@ -41,6 +42,7 @@ WORKER = _record(
     *("next_block", "last_block", "next_tile", "last_tile"),
     *("da0", "da1", "d", "tile", "s", "labels", "target", "loss"),  # d: addresses, one a stage
     *("gemm", "mini", "coefficients", "few"),
+    *("squares", "d_input", "bits"),  # of a group's rows: squared norms, and what they are made of
     *("expected_first", "expected_last", "expected_at", "expected_lines"),
     size=4 * LINE,
 )
@@ -57,7 +59,9 @@ GEMM = _record("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", 
 #: A plan made ready to run.
 ENGINE = _record(
     *("size", "lanes", "rb", "mr", "n_stages", "stages", "input_ops", "n_input_ops"),
-    *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "plan_size"),
+    *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "dropout"),
+    *("total_chunks", "tile_squares", "chunk_squares", "row_squares"),
+    *("k_row_squares", "k_squares", "k_scale_rows", "k_limit", "k_outer", "k_noise"),  # kernels
 )
 
 #: What one call works on. `x`, `y`: SOURCE; `order`, `sample_weight`: addresses or 0; `row_weights`: whether a
@@ -67,10 +71,20 @@ RUN = _record(
     *("first", "steps", "batch_size", "t", "coefficients", "sums", "update", "params", "state0", "state1", "state2"),
     *("f8 deadline", "check", "start", "done", "stop", "bad", "far"),
     *("result", "losses", "weights", "counter"),  # inference
+    *("offsets", "part_rows", "f8 clip", "f8 noise", "secure", "f8 max_norm", "f8 limit", "f8 divide"),  # `Rules`
+    *("want", "sweep", "stored", "applied", "gradient", "row", "stats", "norms", "norms_out", "whole", "inputs"),
+    *("failed", "store", "accumulate", "seed", "f8 input_scale"),
 )
+#: What a row sweep is to do besides the step's own work: the norm of every row's own gradient; shorten those that are
+#: longer than `clip`; write every row's gradient out; the gradient with respect to the input.
+NORMS, CLIP, WHOLE, INPUTS = 1, 2, 4, 8
+CHUNK = 4096  # numbers of a stored gradient that are applied together
 
-#: One mini-batch, worked out by every thread for itself.
-MINI = _record("step", "begin", "rows", "block_rows", "blocks", "f8 weight")
+#: One mini-batch, or a part of one, worked out by every thread for itself: `row`, `batch_rows`, rows of the
+#: mini-batch before this part, and in all; `last`, the part that completes it.
+MINI = _record(
+    *("step", "begin", "rows", "block_rows", "blocks", "row", "batch_rows", "last", "f8 weight"), size=2 * LINE
+)
 
 #: A thread's place in a team: what it is to do.
 SEAT = _record("state", "was", "function", "engine", "run", "tid", "threads", size=2 * LINE)

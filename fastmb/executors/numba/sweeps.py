@@ -6,6 +6,9 @@ tiles of the weight gradients and updates the weights under them. Kernels are ca
 
 from __future__ import annotations
 
+import math
+
+from .applied import add_to_lane, apply_gradient, clear_lanes, mean_squares, read_coefficients, tree
 from .blocks import apply, block_rows, class_weight, forward, gather, sample_weight, targets, vectors
 from .machine import (
     address,
@@ -25,7 +28,8 @@ from .machine import (
     restore_denormals,
     store_f8,
 )
-from .records import ENGINE, FACTOR, GEMM, LINE, MINI, RUN, SIGN, SOURCE, STAGE, WORKER, offset
+from .records import ENGINE, FACTOR, GEMM, INPUTS, LINE, MINI, RUN, SIGN, SOURCE, STAGE, WORKER, offset
+from .rows import each_row, loss_scale, row_squares
 from .sync import wait
 
 KC = 512  # products of a chain before the next rows are looked at, where several blocks share weights
@@ -42,74 +46,110 @@ def train(engine, run_, tid, threads):  # type: ignore[no-untyped-def]
     mini = at(MINI, me.mini)
     _mini_batch(e, run, run.start, threads, mini)
     me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
+    wait(e.barrier, tid, threads)
     while True:
         me.next_tile, me.last_tile = tid * e.total_tiles // threads, (tid + 1) * e.total_tiles // threads
-        if mini.step == run.start:
-            wait(e.barrier, tid, threads)
         _row_sweep(e, run, mini, me, tid, threads)
         wait(e.barrier, tid, threads)
         if run.bad:
             if tid == 0:
                 _sum(e, run, mini)
             break
-        _weight_sweep(e, run, mini, me, tid, threads)
+        if run.sweep:
+            _weight_sweep(e, run, mini, me, tid, threads)
+        if run.stored and mini.last and not run.applied:
+            wait(e.barrier, tid, threads)
+            apply_gradient(e, run, me, mini.step, mini.weight, tid, threads)
         if tid == 0:
             _sum(e, run, mini)
-            run.done = mini.step + 1
-            look = run.done % run.check == 0 or run.done == run.start + 1
+            run.done = mini.step + mini.last
+            look = mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
             if run.done == run.steps or (look and now() > run.deadline):
                 run.stop = 1
-        if mini.step + 1 < run.steps:
-            _mini_batch(e, run, mini.step + 1, threads, mini)
-            me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
+        step = mini.step
+        _next(e, run, threads, mini)
+        me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
         wait(e.barrier, tid, threads)
+        if tid == 0 and run.stats:
+            store_f8(run.stats + 8 * (5 * step + 2), mean_squares(e, run, mini))
         if run.stop:
             break
     restore_denormals(old)
 
 
 @jit
-def _tree(lanes):  # type: ignore[no-untyped-def]
-    """The sum of eight doubles."""
-    a, b = load_f8(lanes) + load_f8(lanes + 32), load_f8(lanes + 16) + load_f8(lanes + 48)
-    c, d = load_f8(lanes + 8) + load_f8(lanes + 40), load_f8(lanes + 24) + load_f8(lanes + 56)
-    return (a + b) + (c + d)
+def _mini_batch(e, run, step, threads, mini):  # type: ignore[no-untyped-def]
+    """Which rows are mini-batch `step` of the run, and how they are cut into parts and blocks."""
+    mini.step = step
+    mini.row = 0
+    if run.offsets:
+        mini.begin = load_i8(run.offsets + 8 * (run.first + step))
+        mini.batch_rows = load_i8(run.offsets + 8 * (run.first + step + 1)) - mini.begin
+    else:
+        mini.begin = (run.first + step) * run.batch_size
+        mini.batch_rows = min(run.batch_size, run.n - mini.begin)
+    mini.weight = float(mini.batch_rows)
+    if run.row_weights:
+        lanes = clear_lanes(mini, 0)
+        for i in range(mini.batch_rows):
+            weight = sample_weight(run, mini.begin + i) * class_weight(e, run, mini.begin + i)
+            add_to_lane(lanes, i, weight)
+        mini.weight = tree(lanes)
+    _part(e, run, threads, mini)
 
 
 @jit
-def _mini_batch(e, run, step, threads, mini):  # type: ignore[no-untyped-def]
-    """Which rows are mini-batch `step` of the run, and how they are cut into blocks."""
-    mini.step = step
-    mini.begin = (run.first + step) * run.batch_size
-    mini.rows = min(run.batch_size, run.n - mini.begin)
+def _part(e, run, threads, mini):  # type: ignore[no-untyped-def]
+    """The part of the mini-batch that begins at `mini.row`."""
+    mini.rows = mini.batch_rows - mini.row
+    if run.part_rows > 0:
+        mini.rows = min(mini.rows, run.part_rows)
+    mini.last = mini.row + mini.rows == mini.batch_rows
     mini.block_rows = block_rows(e, mini.rows, threads)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
-    mini.weight = float(mini.rows)
-    if run.row_weights:
-        lanes = address(mini) + LINE
-        for i in range(8):
-            store_f8(lanes + 8 * i, 0.0)
-        for i in range(mini.rows):
-            lane = lanes + 8 * (i & 7)
-            weight = sample_weight(run, mini.begin + i) * class_weight(e, run, mini.begin + i)
-            store_f8(lane, load_f8(lane) + weight)
-        mini.weight = _tree(lanes)
+
+
+@jit
+def _next(e, run, threads, mini):  # type: ignore[no-untyped-def]
+    """From one part to the next, or from one mini-batch to the next, if there is one."""
+    if not mini.last:
+        mini.row += mini.rows
+        mini.begin += mini.rows
+        _part(e, run, threads, mini)
+    elif mini.step + 1 < run.steps:
+        _mini_batch(e, run, mini.step + 1, threads, mini)
 
 
 @jit
 def _sum(e, run, mini):  # type: ignore[no-untyped-def]
-    """The mini-batch's loss sum and weight: eight lanes over the rows, then a tree."""
-    lanes = address(mini) + LINE
-    for i in range(8):
-        store_f8(lanes + 8 * i, 0.0)
+    """The part's loss sum, and the mini-batch's weight: eight lanes over the rows, then a tree."""
+    lanes, squares, norms = clear_lanes(mini, 0), clear_lanes(mini, 1), clear_lanes(mini, 2)
+    largest = 0.0
     i = 0
     for block in range(mini.blocks):
         for r in range(min(mini.block_rows, mini.rows - i)):
-            lane = lanes + 8 * (i & 7)
-            store_f8(lane, load_f8(lane) + load_f8(e.row_loss + 8 * (block * e.rb + r)))
+            place = 8 * (block * e.rb + r)
+            add_to_lane(lanes, i, load_f8(e.row_loss + place))
+            if run.stats:
+                square = load_f8(e.row_squares + place)
+                add_to_lane(squares, i, square)
+                add_to_lane(norms, i, math.sqrt(square))
+                largest = max(largest, square)
             i += 1
-    store_f8(run.sums + 16 * mini.step, _tree(lanes))
-    store_f8(run.sums + 16 * mini.step + 8, mini.weight)
+    sums = run.sums + 16 * mini.step
+    store_f8(sums, (load_f8(sums) if mini.row else 0.0) + tree(lanes))
+    store_f8(sums + 8, mini.weight)
+    if run.stats:  # of rows' gradients so scaled that their plain mean is the step's
+        stats = run.stats + 40 * mini.step
+        scale = mini.batch_rows / mini.weight if mini.weight > 0 else 0.0
+        if mini.row == 0:
+            store_f8(stats, 0.0)
+            store_f8(stats + 8, 0.0)
+            store_f8(stats + 32, 0.0)
+        store_f8(stats, load_f8(stats) + scale * scale * tree(squares))
+        store_f8(stats + 8, max(load_f8(stats + 8), scale * scale * largest))
+        store_f8(stats + 24, float(mini.batch_rows))
+        store_f8(stats + 32, load_f8(stats + 32) + scale * tree(norms))
 
 
 # ---- the row sweep -------------------------------------------------------------------------------------------------
@@ -143,7 +183,11 @@ def _rows(e, run, mini, home, me, first, blocks, part, parts):  # type: ignore[n
             rows = min(mini.block_rows, mini.rows - row)
             out = stage.x + (first + b) * stage.x_block * e.size
             gather(run, at(SOURCE, run.x), mini.begin + row, rows, out)
-            apply(e.input_ops, e.n_input_ops, out, 0, 0, stage.n_in, run.t + mini.step, row, True)
+            d = 0
+            if e.n_input_ops > 0 and run.want & INPUTS:
+                d = home.d_input + b * stage.n_in * e.rb * e.size
+            place = run.row + mini.row + row
+            apply(e.input_ops, e.n_input_ops, out, d, 0, stage.n_in, run.t + mini.step, place, True)
     wait(e.barrier, part, parts)
 
     for i in range(e.n_stages):
@@ -161,7 +205,8 @@ def _rows(e, run, mini, home, me, first, blocks, part, parts):  # type: ignore[n
             if s.derivative == FACTOR:
                 d = load_i8(home.d + 8 * i) + (b * s.n_out + low) * e.rb * e.size
             a = out + (b * block + low * e.rb) * e.size
-            apply(s.ops, s.n_ops, a, d, low, high - low, run.t + mini.step, (first + b) * mini.block_rows, True)
+            place = run.row + mini.row + (first + b) * mini.block_rows
+            apply(s.ops, s.n_ops, a, d, low, high - low, run.t + mini.step, place, True)
         wait(e.barrier, part, parts)
 
     block = (e.widest + 1) * e.rb
@@ -184,12 +229,17 @@ def _rows(e, run, mini, home, me, first, blocks, part, parts):  # type: ignore[n
                 d = following.x + ((first + b) * following.x_block + low * e.rb) * e.size
             panels = s.dz + (low // e.rb * s.panel_stride + (first + b) * e.rb * e.rb) * e.size
             call(s.backward, (da + (b * block + low * e.rb) * e.size, d, high - low, rows, panels, s.panel_stride))
-        if i > 0:
+        if i > 0 or run.want:
             wait(e.barrier, part, parts)
+        if run.want and part == 0:
+            row_squares(e, s, home, first, blocks, da, block, i + 1 == e.n_stages)
+        if i > 0 or run.want & INPUTS:
             low, high = _panels(s.n_in, e.rb, part, parts)
             _backward(e, s, mini, me, first, blocks, da, other, block, low, high)
             wait(e.barrier, part, parts)
             da, other = other, da
+    if run.want and part == 0:
+        each_row(e, run, mini, home, me, first, blocks, da, block)
 
 
 @jit
@@ -222,7 +272,7 @@ def _loss(e, run, mini, me, block, z):  # type: ignore[no-untyped-def]
     row = block * mini.block_rows
     position = mini.begin + row
     rows = min(mini.block_rows, mini.rows - row)
-    scale = 1.0 / mini.weight if mini.weight > 0 else 0.0
+    scale = loss_scale(run, mini)
     row_loss = e.row_loss + 8 * block * e.rb
     for r in range(e.rb):
         weight = sample_weight(run, position + r) if r < rows else 0.0
@@ -243,9 +293,8 @@ def _loss(e, run, mini, me, block, z):  # type: ignore[no-untyped-def]
 @jit
 def _weight_sweep(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-def]
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
-    chunk = 1 + 64 // mini.rows
-    for i in range(8):
-        put(me.coefficients, i, load_f8(run.coefficients + 8 * (8 * mini.step + i)), e.size)
+    chunk = 1 + 64 // max(1, mini.rows)
+    read_coefficients(e, run, me, mini.step)
     _expect(e, run, mini, me, tid, threads)
     for i in range(threads):
         owner = item(WORKER, e.workers, (tid + i) % threads)
@@ -261,10 +310,11 @@ def _expect(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-def]
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each tile
     a few cache lines, since all at once they would be waited for."""
     x = at(SOURCE, run.x)
-    following = mini.begin + run.batch_size
-    rows = min(run.batch_size, run.n - following)
+    following = mini.begin + mini.rows
+    rows = min(mini.rows, run.n - following)
     me.expected_first = me.expected_last = me.expected_at = 0
-    if mini.step + 1 < run.steps and rows > 0 and x.col_stride > 0:
+    more = mini.step + 1 < run.steps or not mini.last
+    if more and not run.offsets and rows > 0 and x.col_stride > 0:
         blocks = (rows + mini.block_rows - 1) // mini.block_rows
         me.expected_first = following + min(rows, tid * blocks // threads * mini.block_rows)
         me.expected_last = following + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
@@ -300,6 +350,10 @@ def _ask_for_tile(where, rows, size, stride):  # type: ignore[no-untyped-def]
 def _tiles(e, run, mini, me, tile, end):  # type: ignore[no-untyped-def]
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
     g = at(GEMM, me.gemm)
+    update, state0, state1, state2 = run.update, run.state0, run.state1, run.state2
+    if run.stored:
+        update = run.store if run.row + mini.row == 0 else run.accumulate
+        state0, state1, state2 = run.gradient, 0, 0
     i = 0
     s = at(STAGE, e.stages)
     while tile >= s.first_tile + s.tiles:
@@ -323,20 +377,26 @@ def _tiles(e, run, mini, me, tile, end):  # type: ignore[no-untyped-def]
             columns = min(e.rb, s.n_out - panel * e.rb)
             where = (s.offset + m * s.n_out + panel * e.rb) * e.size
             w = run.params + where
-            s0 = run.state0 + where if run.state0 else 0
-            s1 = run.state1 + where if run.state1 else 0
-            s2 = run.state2 + where if run.state2 else 0
+            s0 = state0 + where if state0 else 0
+            s1 = state1 + where if state1 else 0
+            s2 = state2 + where if state2 else 0
             if run.far:
                 for array in (w, s0, s1, s2):
                     if array:
                         _ask_for_tile(array, rows, columns * e.size, s.n_out * e.size)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
-            x, dz = s.x + m * e.rb * e.size, s.dz + panel * s.panel_stride * e.size
-            call(e.gemm, (me.gemm, rows, 2 if columns > e.lanes else 1, 0, x, dz, me.tile))
+            if mini.rows > 0:
+                x, dz = s.x + m * e.rb * e.size, s.dz + panel * s.panel_stride * e.size
+                call(e.gemm, (me.gemm, rows, 2 if columns > e.lanes else 1, 0, x, dz, me.tile))
+            else:
+                for j in range((e.mr + 2) * e.rb):
+                    put(me.tile, j, 0.0, e.size)
             if s.panels == 1:  # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
-            call(run.update, (me.coefficients, w, s0, s1, s2, me.tile, rows, columns, s.n_out, e.rb))
+            if run.stats and not run.stored:
+                call(e.k_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * tile))
+            call(update, (me.coefficients, w, s0, s1, s2, me.tile, rows, columns, s.n_out, e.rb))
             tile += 1
         i += 1

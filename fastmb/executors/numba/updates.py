@@ -23,6 +23,10 @@ def gradient(e: Emitter, c: Sequence[Value], w: Value, g: Value, s: Value) -> Ne
     return None, g
 
 
+def accumulate(e: Emitter, c: Sequence[Value], w: Value, g: Value, s: Value) -> New:
+    return None, s + g
+
+
 def sgd(e: Emitter, c: Sequence[Value], w: Value, g: Value) -> New:
     return (e.fma(-c[0], _decayed(e, c, w, g), w),)
 
@@ -96,6 +100,7 @@ UPDATES: dict[str, Callable[..., New]] = {
     f.__name__: f
     for f in (
         gradient,
+        accumulate,
         sgd,
         momentum,
         nesterov,
@@ -130,13 +135,8 @@ def update(kind: str, e: Emitter, *arguments: Value) -> None:
 
     with e.loop(0, rows) as r:
         at, from_ = r * stride, r * g_stride
-        whole = n - n % e.rb
-        with e.loop(0, whole, e.rb) as i:
-            span(at + i, from_ + i, e.rb)
-        done = e.variable(whole)
-        count = e.rb // 2
-        while count:
-            with e.when(n - done.get() >= count):
-                span(at + done.get(), from_ + done.get(), count)
-                done.set(done.get() + count)
-            count //= 2
+
+        def each(i: Value, count: int) -> None:
+            span(at + i, from_ + i, count)  # noqa: B023
+
+        e.spans(n, each)
