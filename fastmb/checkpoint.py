@@ -26,6 +26,7 @@ from ._files import replace
 from ._fitting import SLICE, Epoch
 from ._per_example import Pending
 from ._version import __version__
+from .executors import NAMES, available
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
 from .nn import Sequential, _check_dtype, _check_modules
@@ -254,6 +255,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
+    if settings["executor"] in NAMES and not available(settings["executor"]):
+        settings["executor"] = None  # written where there was another one
     trainer = Trainer(net, loss, optimizer, **settings)
     if pending is not None:
         weight, rows = _entries(pending, ("weight", "rows"), "position.pending")
