@@ -3,6 +3,7 @@
 `fastmb.executors.native` is made of native.pyx (loops and threads) and csrc/*.c (what one core does to one block).
 The base is x86-64-v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
 beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. There is no -march=native and no -ffast-math.
+`FASTMB_PURE=1 pip install .` leaves the extension out; fastmb then runs on Numba, or on the slow reference.
 """
 
 import os
@@ -65,4 +66,7 @@ native = Extension(
 )
 native.cython_directives = {"language_level": "3"}
 
-setup(ext_modules=[native], cmdclass={"build_ext": BuildExt})
+# On purpose, for a platform without a compiler. A compiler that is there and fails is an error, as ever.
+PURE = os.environ.get("FASTMB_PURE", "0") not in ("", "0")
+
+setup(ext_modules=[] if PURE else [native], cmdclass={"build_ext": BuildExt})

@@ -246,7 +246,8 @@ def train(n_threads, compiled, dtype, batch_size, by_step, monkeypatch, optimize
 def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, monkeypatch, any_thread_count):
     digests = {
         train(n, compiled, dtype, batch_size, "", monkeypatch, mb.Adam(lr=0.01))
-        for n, compiled in itertools.product([1, 2, 3, 4, 7], FMA_COMPILED)
+        for compiled in FMA_COMPILED
+        for n in ([1, 2, 3, 4, 7] if "native" in compiled else [1, 3])
     }
     assert len(digests) == 1
 
@@ -267,7 +268,7 @@ def test_outputs_and_losses_in_inference_are_those_of_the_reference(compiled, an
     for rows, n_threads in itertools.product(ODD, [1, 3]):
         net = mb.Sequential(mb.Dropout(0.5), mb.Linear(9, 33), mb.GELU(), mb.Linear(33, 5), dtype="float64")
         X, y = rng.standard_normal((rows, 9)), rng.integers(0, 5, rows)
-        weight = rng.random(rows)
+        weight, order = rng.random(rows), rng.permutation(rows)  # the order is not looked at
         loss = LOSSES["cross_entropy, smoothed and weighted"]
         results = []
         for executor, _, _ in executors(net, loss, mb.SGD(), 16, compiled, n_threads):
@@ -275,7 +276,7 @@ def test_outputs_and_losses_in_inference_are_those_of_the_reference(compiled, an
             executor.forward(X, 0.5, out)
             results.append(out.copy())
             out[:] = np.nan
-            executor.evaluate(Batches(X, y, weight, None, 16, 0.5), out, losses, weights)
+            executor.evaluate(Batches(X, y, weight, order, 16, 0.5), out, losses, weights)
             results += [out, losses, weights]
         for got, expected in zip(results[:4], results[4:], strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)

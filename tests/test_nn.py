@@ -3,6 +3,8 @@
 import copy
 import pickle
 
+import sys
+
 import numpy as np
 import pytest
 

@@ -98,8 +98,7 @@ def tanh(e: Emitter, z: Value, value: Value) -> Pair:
 
 
 ACTIVATIONS = {
-    f.__name__: f
-    for f in (identity, relu, leaky_relu, elu, selu, gelu, gelu_tanh, silu, mish, softplus, tanh, sigmoid)
+    f.__name__: f for f in (identity, relu, leaky_relu, elu, selu, gelu, gelu_tanh, silu, mish, softplus, tanh, sigmoid)
 }
 
 

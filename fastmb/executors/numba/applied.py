@@ -24,7 +24,7 @@ _LANES, _DOUBLES = MINI.itemsize, MINI.itemsize + 3 * 64  # scratch behind a thr
 
 
 @jit
-def clear_lanes(mini, which):  # type: ignore[no-untyped-def]
+def clear_lanes(mini, which):
     """The address of eight doubles, now 0; there are three such places."""
     lanes = address(mini) + _LANES + 64 * which
     for i in range(8):
@@ -33,14 +33,14 @@ def clear_lanes(mini, which):  # type: ignore[no-untyped-def]
 
 
 @jit
-def add_to_lane(lanes, i, value):  # type: ignore[no-untyped-def]
+def add_to_lane(lanes, i, value):
     """Term i of a sum in eight lanes."""
     lane = lanes + 8 * (i & 7)
     store_f8(lane, load_f8(lane) + value)
 
 
 @jit
-def tree(lanes):  # type: ignore[no-untyped-def]
+def tree(lanes):
     """The sum of the eight."""
     a, b = load_f8(lanes) + load_f8(lanes + 32), load_f8(lanes + 16) + load_f8(lanes + 48)
     c, d = load_f8(lanes + 8) + load_f8(lanes + 40), load_f8(lanes + 24) + load_f8(lanes + 56)
@@ -48,14 +48,14 @@ def tree(lanes):  # type: ignore[no-untyped-def]
 
 
 @jit
-def read_coefficients(e, run, me, step):  # type: ignore[no-untyped-def]
+def read_coefficients(e, run, me, step):
     """The optimiser's coefficients of a step, in the dtype of the weights."""
     for i in range(8):
         put(me.coefficients, i, load_f8(run.coefficients + 8 * (8 * step + i)), e.size)
 
 
 @jit
-def mean_squares(e, run, mini):  # type: ignore[no-untyped-def]
+def mean_squares(e, run, mini):
     """The squared norm of the mean gradient, in the tiles' or the chunks' order."""
     parts, n = (e.chunk_squares, e.total_chunks) if run.stored else (e.tile_squares, e.total_tiles)
     lanes = clear_lanes(mini, 0)
@@ -65,7 +65,7 @@ def mean_squares(e, run, mini):  # type: ignore[no-untyped-def]
 
 
 @jit
-def apply_stored(engine, run_, tid, threads):  # type: ignore[no-untyped-def]
+def apply_stored(engine, run_, tid, threads):
     """A gradient that the caller has, applied; `run.divide` is what it is divided by."""
     old = flush_denormals()
     e, run = at(ENGINE, engine), at(RUN, run_)
@@ -74,7 +74,7 @@ def apply_stored(engine, run_, tid, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def apply_gradient(e, run, me, step, weight, tid, threads):  # type: ignore[no-untyped-def]
+def apply_gradient(e, run, me, step, weight, tid, threads):
     """From the sum of gradients to the update."""
     divide = run.divide if run.divide > 0 else weight
     first, last = tid * e.total_chunks // threads, (tid + 1) * e.total_chunks // threads
@@ -108,7 +108,7 @@ def apply_gradient(e, run, me, step, weight, tid, threads):  # type: ignore[no-u
 
 
 @jit
-def limit(e, me, g, n, factor, most):  # type: ignore[no-untyped-def]
+def limit(e, me, g, n, factor, most):
     """g = g * factor, then cut to -most .. most."""
     doubles = me.mini + _DOUBLES
     store_f8(doubles, factor)
@@ -117,7 +117,7 @@ def limit(e, me, g, n, factor, most):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _stage_of(e, c):  # type: ignore[no-untyped-def]
+def _stage_of(e, c):
     i = 0
     s = at(STAGE, e.stages)
     while c >= s.first_chunk + s.chunks:
@@ -127,7 +127,7 @@ def _stage_of(e, c):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _chunk(e, run, c):  # type: ignore[no-untyped-def]
+def _chunk(e, run, c):
     """Chunk `c` of the stored gradient: where it is, and its numbers."""
     s = item(STAGE, e.stages, _stage_of(e, c))
     start = (c - s.first_chunk) * CHUNK
@@ -135,7 +135,7 @@ def _chunk(e, run, c):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _mean(e, run, me, step, divide, c):  # type: ignore[no-untyped-def]
+def _mean(e, run, me, step, divide, c):
     """A chunk of the sum divided, and the noise added."""
     g, n = _chunk(e, run, c)
     factor = 1.0 / divide if divide > 0 else 0.0

@@ -27,7 +27,7 @@ AHEAD = 32  # rows of weights that are asked for before the forward product come
 
 
 @jit
-def block_rows(e, rows, threads):  # type: ignore[no-untyped-def]
+def block_rows(e, rows, threads):
     """Rows of a block, one vector of them or two, whichever keeps the threads busy for the shorter time."""
     one, two = _rounds(e, e.lanes, 1.1, rows, threads), _rounds(e, e.rb, 2.0, rows, threads)
     if rows <= SMALL_BLOCKS * threads * e.rb and one < two:
@@ -36,7 +36,7 @@ def block_rows(e, rows, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _rounds(e, size, cost, rows, threads):  # type: ignore[no-untyped-def]
+def _rounds(e, size, cost, rows, threads):
     """Time of a row sweep in blocks of `size` rows that cost so much each, a vector of rows being about 1."""
     whole, rest = rows // size, rows % size
     last = 0.0
@@ -46,7 +46,7 @@ def _rounds(e, size, cost, rows, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def vectors(e, mini, block):  # type: ignore[no-untyped-def]
+def vectors(e, mini, block):
     """Vectors that the rows of a block fill."""
     return 2 if min(mini.block_rows, mini.rows - block * mini.block_rows) > e.lanes else 1
 
@@ -55,17 +55,17 @@ def vectors(e, mini, block):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _row(run, position):  # type: ignore[no-untyped-def]
+def _row(run, position):
     return load_i8(run.order + 8 * position) if run.order else position
 
 
 @jit
-def sample_weight(run, position):  # type: ignore[no-untyped-def]
+def sample_weight(run, position):
     return load_f8(run.sample_weight + 8 * _row(run, position)) if run.sample_weight else 1.0
 
 
 @jit
-def _label(y, row):  # type: ignore[no-untyped-def]
+def _label(y, row):
     """The class index of a row; it is never negative."""
     where = y.data + row * y.row_stride
     if y.label_size == 1:
@@ -76,7 +76,7 @@ def _label(y, row):  # type: ignore[no-untyped-def]
 
 
 @jit
-def class_weight(e, run, position):  # type: ignore[no-untyped-def]
+def class_weight(e, run, position):
     weight = at(LOSS, e.loss).weight
     if not run.indices or not weight:
         return 1.0
@@ -84,14 +84,14 @@ def class_weight(e, run, position):  # type: ignore[no-untyped-def]
 
 
 @jit
-def gather(run, source, position, rows, out):  # type: ignore[no-untyped-def]
+def gather(run, source, position, rows, out):
     """`rows` rows from a place in the order on, as a block."""
     index = run.order + 8 * position if run.order else 0
     call(source.gather, (address(source), index, position, rows, out))
 
 
 @jit
-def targets(e, run, me, position, rows):  # type: ignore[no-untyped-def]
+def targets(e, run, me, position, rows):
     """Labels or targets of a block."""
     y = at(SOURCE, run.y)
     if run.indices:
@@ -105,7 +105,7 @@ def targets(e, run, me, position, rows):  # type: ignore[no-untyped-def]
 
 
 @jit
-def apply(ops, n_ops, a, d, unit, n, t, row, training):  # type: ignore[no-untyped-def]
+def apply(ops, n_ops, a, d, unit, n, t, row, training):
     """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
     derivatives."""
     for i in range(n_ops):
@@ -116,7 +116,7 @@ def apply(ops, n_ops, a, d, unit, n, t, row, training):  # type: ignore[no-untyp
 
 
 @jit
-def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high):  # type: ignore[no-untyped-def]
+def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high):
     """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once for
     all of them."""
     g = at(GEMM, me.gemm)
@@ -137,7 +137,7 @@ def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high
 
 
 @jit
-def _forward_few(e, s, me, rows, x, out, o, high):  # type: ignore[no-untyped-def]
+def _forward_few(e, s, me, rows, x, out, o, high):
     """The same for few rows: vectors run over outputs, as many as fill them. Returns the first that is left."""
     g = at(GEMM, me.gemm)
     g.a_m, g.a_k, g.a_block, g.ahead = 1, e.rb, 0, 0

@@ -26,7 +26,9 @@ _FLOATS = {"f2": ir.HalfType(), "f4": ir.FloatType(), "f8": ir.DoubleType()}
 def _splat(builder: ir.IRBuilder, value: Any, count: int) -> Any:
     if isinstance(value, ir.Constant):
         return ir.Constant(ir.VectorType(value.type, count), [value.constant] * count)
-    one = builder.insert_element(ir.Constant(ir.VectorType(value.type, count), ir.Undefined), value, ir.Constant(I32, 0))
+    one = builder.insert_element(
+        ir.Constant(ir.VectorType(value.type, count), ir.Undefined), value, ir.Constant(I32, 0)
+    )
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, count), [0] * count))
 
 
@@ -262,7 +264,8 @@ class Emitter:
     def truncate(self, x: Value, bits: int) -> Value:
         type_ = ir.IntType(bits)
         return Value(
-            self.builder, self.builder.trunc(x.v, ir.VectorType(type_, x.v.type.count) if hasattr(x.v.type, "count") else type_)
+            self.builder,
+            self.builder.trunc(x.v, ir.VectorType(type_, x.v.type.count) if hasattr(x.v.type, "count") else type_),
         )
 
     def unsigned_at_least(self, x: Value, low: Value) -> Value:
@@ -315,7 +318,9 @@ class Emitter:
         return Value(self.builder, self.builder.shuffle_vector(a.v, b.v, mask))
 
     def lane_numbers(self, bits: int, count: int, first: int = 0) -> Value:
-        return Value(self.builder, ir.Constant(ir.VectorType(ir.IntType(bits), count), list(range(first, first + count))))
+        return Value(
+            self.builder, ir.Constant(ir.VectorType(ir.IntType(bits), count), list(range(first, first + count)))
+        )
 
     def broadcast_int(self, x: Value, bits: int, count: int) -> Value:
         """The lower `bits` of a 64-bit integer in every lane."""

@@ -262,7 +262,11 @@ class NumbaExecutor:
             s["dz"] = take(int(s["panels"] * s["panel_stride"]) * size)
             if arena is not None:
                 start = int(s["x"]) - arena.ctypes.data
-                x = arena[start : start + blocks * x_block * size].view(self.plan.dtype).reshape(blocks, x_block // rb, rb)
+                x = (
+                    arena[start : start + blocks * x_block * size]
+                    .view(self.plan.dtype)
+                    .reshape(blocks, x_block // rb, rb)
+                )
                 x[:, -1] = 1.0  # what the bias meets
         e = self._engine
         e["row_loss"], e["row_squares"] = take(blocks * rb * 8), take(blocks * rb * 8)
@@ -516,9 +520,7 @@ class NumbaExecutor:
     def evaluate(self, batches: Batches, out: np.ndarray, losses: np.ndarray, weights: np.ndarray) -> None:
         self._infer(batches, out, losses, weights)
 
-    def _infer(
-        self, batches: Batches, out: np.ndarray, losses: np.ndarray | None, weights: np.ndarray | None
-    ) -> None:
+    def _infer(self, batches: Batches, out: np.ndarray, losses: np.ndarray | None, weights: np.ndarray | None) -> None:
         keep: list[Any] = []
         threads = min(_threads.resolve(self.n_threads_asked, self._flops / 3 * len(batches.X)), MAX_THREADS)
         with self._lock:

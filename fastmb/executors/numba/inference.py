@@ -10,7 +10,7 @@ _COUNTER = offset(RUN, "counter")
 
 
 @jit
-def infer(engine, run_, tid, threads):  # type: ignore[no-untyped-def]
+def infer(engine, run_, tid, threads):
     old = flush_denormals()
     e, run = at(ENGINE, engine), at(RUN, run_)
     me = item(WORKER, e.workers, tid)
@@ -27,7 +27,7 @@ def infer(engine, run_, tid, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _rows(e, run, mini, me, first, blocks):  # type: ignore[no-untyped-def]
+def _rows(e, run, mini, me, first, blocks):
     block = (e.widest + 1) * e.rb
     here, there = me.da0, me.da1
     n_out = 0

@@ -89,7 +89,7 @@ def _emit(typing_context: Any, key: Any, arguments: Any) -> Any:  # noqa: ARG001
 
 def _kernel(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
-    def kernel(a, b, c, d, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
+    def kernel(a, b, c, d, e, f, g, h, i, j):
         _emit(key, (a, b, c, d, e, f, g, h, i, j))
 
     return kernel
@@ -107,7 +107,7 @@ def _stamp(typing_context: Any, key: Any) -> Any:  # noqa: ARG001
 
 def _train(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
-    def entry(engine, run, tid, threads, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
+    def entry(engine, run, tid, threads, e, f, g, h, i, j):
         _stamp(key)
         train(engine, run, tid, threads)
 
@@ -116,7 +116,7 @@ def _train(key: str) -> Any:
 
 def _apply(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
-    def entry(engine, run, tid, threads, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
+    def entry(engine, run, tid, threads, e, f, g, h, i, j):
         _stamp(key)
         apply_stored(engine, run, tid, threads)
 
@@ -125,7 +125,7 @@ def _apply(key: str) -> Any:
 
 def _infer(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
-    def entry(engine, run, tid, threads, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
+    def entry(engine, run, tid, threads, e, f, g, h, i, j):
         _stamp(key)
         infer(engine, run, tid, threads)
 
@@ -134,7 +134,7 @@ def _infer(key: str) -> Any:
 
 def _serve(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
-    def entry(seat, b, c, d, e, f, g, h, i, j):  # type: ignore[no-untyped-def]
+    def entry(seat, b, c, d, e, f, g, h, i, j):
         _stamp(key)
         serve(seat)
 
@@ -143,7 +143,7 @@ def _serve(key: str) -> Any:
 
 def _post(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
-    def entry(seats, threads, function, engine, run, f, g, h, i, j):  # type: ignore[no-untyped-def]
+    def entry(seats, threads, function, engine, run, f, g, h, i, j):
         _stamp(key)
         post(seats, threads, function, engine, run)
 
@@ -152,7 +152,7 @@ def _post(key: str) -> Any:
 
 def _lead(key: str) -> Any:
     @numba.cfunc(SIGNATURE, cache=True)
-    def entry(seats, threads, function, engine, run, f, g, h, i, j):  # type: ignore[no-untyped-def]
+    def entry(seats, threads, function, engine, run, f, g, h, i, j):
         _stamp(key)
         lead(seats, threads, function, engine, run)
 
@@ -205,4 +205,3 @@ def entry(name: str) -> int:
 def function(address: int) -> Callable[..., None]:
     """A Python function of ARGUMENTS integers that runs what is at an address, without the GIL."""
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * ARGUMENTS)(address)
-

@@ -114,13 +114,13 @@ store_f4, store_f8 = _storer(_F32, "fptrunc"), _storer(_F64, "")
 
 
 @jit
-def get(where, i, size):  # type: ignore[no-untyped-def]
+def get(where, i, size):
     """Element i of numbers of `size` bytes, as a double."""
     return load_f8(where + 8 * i) if size == 8 else load_f4(where + 4 * i)
 
 
 @jit
-def put(where, i, value, size):  # type: ignore[no-untyped-def]
+def put(where, i, value, size):
     """Sets it."""
     if size == 8:
         store_f8(where + 8 * i, value)
@@ -198,7 +198,9 @@ def now(typing_context: Any) -> Any:  # noqa: ARG001
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
         place = _timespec(builder)
-        _external(builder, "clock_gettime", _I32, ir.Constant(_I32, time.CLOCK_MONOTONIC), builder.bitcast(place, _BYTES))
+        _external(
+            builder, "clock_gettime", _I32, ir.Constant(_I32, time.CLOCK_MONOTONIC), builder.bitcast(place, _BYTES)
+        )
         both = builder.load(place)
         seconds, rest = (builder.sitofp(builder.extract_value(both, i), _F64) for i in range(2))
         return builder.fadd(seconds, builder.fmul(rest, ir.Constant(_F64, 1e-9)))

@@ -10,7 +10,7 @@ from .records import CLIP, INPUTS, LINE, STAGE, WHOLE
 
 
 @jit
-def loss_scale(run, mini):  # type: ignore[no-untyped-def]
+def loss_scale(run, mini):
     """What a row's weight is multiplied by on its way to the gradient: stored gradients are sums."""
     if run.stored:
         return 1.0
@@ -18,12 +18,12 @@ def loss_scale(run, mini):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _width(e):  # type: ignore[no-untyped-def]
+def _width(e):
     return (e.rb * e.size + LINE - 1) // LINE * LINE
 
 
 @jit
-def row_squares(e, s, home, first, blocks, dz, block, start):  # type: ignore[no-untyped-def]
+def row_squares(e, s, home, first, blocks, dz, block, start):
     """Adds to the squared norms of the blocks' rows what a stage has: its weight's gradient by one row is the product
     of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015)."""
     width = _width(e)
@@ -40,7 +40,7 @@ def row_squares(e, s, home, first, blocks, dz, block, start):  # type: ignore[no
 
 
 @jit
-def each_row(e, run, mini, home, me, first, blocks, dx, block):  # type: ignore[no-untyped-def]
+def each_row(e, run, mini, home, me, first, blocks, dx, block):
     """What is wanted of the blocks' rows, now that their gradients are there."""
     width = _width(e)
     scale = loss_scale(run, mini)
@@ -83,7 +83,7 @@ def each_row(e, run, mini, home, me, first, blocks, dx, block):  # type: ignore[
 
 
 @jit
-def _whole(e, run, s, i, x, dz, place):  # type: ignore[no-untyped-def]
+def _whole(e, run, s, i, x, dz, place):
     """A row's own gradient of a stage's weight and bias, where the caller wants it."""
     weight = load_i8(run.whole + 16 * i) + place * s.n_in * s.n_out * e.size
     call(e.k_outer, (x, s.n_in, dz, s.n_out, s.panel_stride, weight))

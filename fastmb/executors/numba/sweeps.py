@@ -38,7 +38,7 @@ _NEXT_BLOCK, _NEXT_TILE = offset(WORKER, "next_block"), offset(WORKER, "next_til
 
 
 @jit
-def train(engine, run_, tid, threads):  # type: ignore[no-untyped-def]
+def train(engine, run_, tid, threads):
     """All steps of a run, as thread `tid` of `threads`."""
     old = flush_denormals()
     e, run = at(ENGINE, engine), at(RUN, run_)
@@ -78,7 +78,7 @@ def train(engine, run_, tid, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _mini_batch(e, run, step, threads, mini):  # type: ignore[no-untyped-def]
+def _mini_batch(e, run, step, threads, mini):
     """Which rows are mini-batch `step` of the run, and how they are cut into parts and blocks."""
     mini.step = step
     mini.row = 0
@@ -99,7 +99,7 @@ def _mini_batch(e, run, step, threads, mini):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _part(e, run, threads, mini):  # type: ignore[no-untyped-def]
+def _part(e, run, threads, mini):
     """The part of the mini-batch that begins at `mini.row`."""
     mini.rows = mini.batch_rows - mini.row
     if run.part_rows > 0:
@@ -110,7 +110,7 @@ def _part(e, run, threads, mini):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _next(e, run, threads, mini):  # type: ignore[no-untyped-def]
+def _next(e, run, threads, mini):
     """From one part to the next, or from one mini-batch to the next, if there is one."""
     if not mini.last:
         mini.row += mini.rows
@@ -121,7 +121,7 @@ def _next(e, run, threads, mini):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _sum(e, run, mini):  # type: ignore[no-untyped-def]
+def _sum(e, run, mini):
     """The part's loss sum, and the mini-batch's weight: eight lanes over the rows, then a tree."""
     lanes, squares, norms = clear_lanes(mini, 0), clear_lanes(mini, 1), clear_lanes(mini, 2)
     largest = 0.0
@@ -156,7 +156,7 @@ def _sum(e, run, mini):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _row_sweep(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-def]
+def _row_sweep(e, run, mini, me, tid, threads):
     """Blocks of rows: this thread's own, then what is left of the others'. Where there are fewer blocks than threads,
     all threads work on every block, each on a part of the features of every stage."""
     if mini.blocks < threads:
@@ -173,7 +173,7 @@ def _row_sweep(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _rows(e, run, mini, home, me, first, blocks, part, parts):  # type: ignore[no-untyped-def]
+def _rows(e, run, mini, home, me, first, blocks, part, parts):
     """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward. Does part `part` of `parts`, each a
     range of features in whole panels, which meet where one needs what another has made."""
     stage = at(STAGE, e.stages)
@@ -243,14 +243,14 @@ def _rows(e, run, mini, home, me, first, blocks, part, parts):  # type: ignore[n
 
 
 @jit
-def _panels(n, width, part, parts):  # type: ignore[no-untyped-def]
+def _panels(n, width, part, parts):
     """A part of n features, in whole panels."""
     panels = (n + width - 1) // width
     return min(n, part * panels // parts * width), min(n, (part + 1) * panels // parts * width)
 
 
 @jit
-def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):  # type: ignore[no-untyped-def]
+def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):
     """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
     g = at(GEMM, me.gemm)
     depth = s.n_out if blocks == 1 else KC
@@ -267,7 +267,7 @@ def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):  # type:
 
 
 @jit
-def _loss(e, run, mini, me, block, z):  # type: ignore[no-untyped-def]
+def _loss(e, run, mini, me, block, z):
     """The block's row losses, and its output gradient in place of the outputs."""
     row = block * mini.block_rows
     position = mini.begin + row
@@ -291,7 +291,7 @@ def _loss(e, run, mini, me, block, z):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _weight_sweep(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-def]
+def _weight_sweep(e, run, mini, me, tid, threads):
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
     chunk = 1 + 64 // max(1, mini.rows)
     read_coefficients(e, run, me, mini.step)
@@ -306,7 +306,7 @@ def _weight_sweep(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-de
 
 
 @jit
-def _expect(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-def]
+def _expect(e, run, mini, me, tid, threads):
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each tile
     a few cache lines, since all at once they would be waited for."""
     x = at(SOURCE, run.x)
@@ -323,7 +323,7 @@ def _expect(e, run, mini, me, tid, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _ask_for_rows(run, me):  # type: ignore[no-untyped-def]
+def _ask_for_rows(run, me):
     x = at(SOURCE, run.x)
     lines = me.expected_lines
     while lines > 0 and me.expected_first < me.expected_last:
@@ -339,7 +339,7 @@ def _ask_for_rows(run, me):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _ask_for_tile(where, rows, size, stride):  # type: ignore[no-untyped-def]
+def _ask_for_tile(where, rows, size, stride):
     """Asks for `rows` rows of `size` bytes that will be written, `stride` bytes apart."""
     for r in range(rows):
         for i in range(0, size, LINE):
@@ -347,7 +347,7 @@ def _ask_for_tile(where, rows, size, stride):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _tiles(e, run, mini, me, tile, end):  # type: ignore[no-untyped-def]
+def _tiles(e, run, mini, me, tile, end):
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
     g = at(GEMM, me.gemm)
     update, state0, state1, state2 = run.update, run.state0, run.state1, run.state2

@@ -36,7 +36,7 @@ _GENERATION, _CPUS, _SETS = LINE, 2 * LINE, 2 * LINE + 8 * MAX_THREADS
 
 
 @jit
-def _spread(barrier, tid, threads):  # type: ignore[no-untyped-def]
+def _spread(barrier, tid, threads):
     """Leaves a processor that another of these threads is on, if one is free: affinity narrowed for a moment."""
     allowed = barrier + _SETS + 2 * CPU_SET * tid
     free = allowed + CPU_SET
@@ -60,7 +60,7 @@ def _spread(barrier, tid, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def wait(barrier, tid, threads):  # type: ignore[no-untyped-def]
+def wait(barrier, tid, threads):
     """Until all threads have come here. The last to arrive starts the next generation."""
     if threads == 1:
         return
@@ -88,7 +88,7 @@ def wait(barrier, tid, threads):  # type: ignore[no-untyped-def]
 
 
 @jit
-def serve(where):  # type: ignore[no-untyped-def]
+def serve(where):
     """A thread's life between two sleeps: does what is put on its seat, until nothing has been for a while."""
     seat = at(SEAT, where)
     spins, since = 0, now()
@@ -110,7 +110,7 @@ def serve(where):  # type: ignore[no-untyped-def]
 
 
 @jit
-def post(seats, threads, function, engine, run):  # type: ignore[no-untyped-def]
+def post(seats, threads, function, engine, run):
     """Puts work on the seats of threads 1 .. threads - 1; `was` tells which of them sleep."""
     for tid in range(1, threads):
         seat = item(SEAT, seats, tid)
@@ -119,7 +119,7 @@ def post(seats, threads, function, engine, run):  # type: ignore[no-untyped-def]
 
 
 @jit
-def lead(seats, threads, function, engine, run):  # type: ignore[no-untyped-def]
+def lead(seats, threads, function, engine, run):
     """Does the share of thread 0, and waits for the others."""
     call(function, (engine, run, 0, threads))
     for tid in range(1, threads):

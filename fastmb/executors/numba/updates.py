@@ -82,9 +82,7 @@ def rmsprop_centered(e: Emitter, c: Sequence[Value], w: Value, g: Value, v: Valu
     return e.fma(-c[0], direction, w), v, a
 
 
-def rmsprop_centered_momentum(
-    e: Emitter, c: Sequence[Value], w: Value, g: Value, v: Value, a: Value, b: Value
-) -> New:
+def rmsprop_centered_momentum(e: Emitter, c: Sequence[Value], w: Value, g: Value, v: Value, a: Value, b: Value) -> New:
     v, a, direction = _centered(e, c, _decayed(e, c, w, g), v, a)
     b = e.fma(c[5], b, direction)
     return e.fma(-c[0], b, w), v, a, b
