@@ -1,13 +1,14 @@
 """The one compiled extension; everything else about the package is in pyproject.toml.
 
 `fastmb.executors.native` is made of native.pyx (loops and threads) and csrc/*.c (what one core does to one block).
-The base is x86-64-v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
-beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. There is no -march=native and no -ffast-math.
+On x86-64 the base is v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
+beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. On AArch64 every machine has the one set, NEON.
+There is no -march=native and no -ffast-math.
 `FASTMB_PURE=1 pip install .` leaves the extension out; fastmb then runs on Numba, or on the slow reference.
 """
 
 import os
-import platform
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
@@ -15,7 +16,13 @@ import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-BASE = ["-march=x86-64-v2"] if platform.machine() in ("x86_64", "AMD64") else []
+# The instruction sets of each processor, as the files of csrc/ name them, and the flags of its base.
+X86, ARM = ("v*", ["-march=x86-64-v2"]), ("neon", [])
+PROCESSORS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+processor = sysconfig.get_platform().split("-")[-1].lower()
+if processor not in PROCESSORS:
+    raise SystemExit(f"fastmb has kernels for x86-64 and AArch64; this machine is {processor}")
+ISAS, BASE = PROCESSORS[processor]
 # Nothing is fused but what the kernels fuse themselves, and nothing is reordered: the arithmetic contract.
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 OTHERS = ["-O3", "-std=gnu11", "-fopenmp", "-fvisibility=hidden"]
@@ -57,7 +64,7 @@ class BuildExt(build_ext):
 
 native = Extension(
     "fastmb.executors.native",
-    sources=["fastmb/executors/native.pyx", *sorted(glob("csrc/*.c"))],
+    sources=["fastmb/executors/native.pyx", "csrc/dispatch.c", *sorted(glob(f"csrc/isa_{ISAS}.c"))],
     depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("fastmb/executors/*.px[di]")),
     include_dirs=["csrc", np.get_include()],
     define_macros=[("_GNU_SOURCE", None), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
+
+import numpy as np
 
 PREFIXES = ("GOTO_", "MKL_", "OMP_", "GOMP_", "OPENBLAS_", "XLA_", "ONEDNN_", "DNNL_", "FASTMB_")
 
@@ -40,3 +45,21 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1) -> float | None:
     except ImportError:
         return None
     return float(native.fma_peak(dtype, threads, seconds))
+
+
+def copy_bandwidth(threads: int, seconds: float = 0.1, size: int = 1 << 26) -> float:
+    """GB/s read and written by `threads` threads that copy `size` bytes each, far more than caches hold, now."""
+    arrays = [(np.ones(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
+    rates: list[float] = []
+    with ThreadPoolExecutor(threads) as pool:
+        end = time.perf_counter() + seconds
+        while not rates or time.perf_counter() < end:
+            start = time.perf_counter()
+            list(pool.map(lambda pair: np.copyto(*pair), arrays))  # copyto lets go of the GIL
+            rates.append(2e-9 * size * threads / (time.perf_counter() - start))
+    return median(rates)
+
+
+def allowed_threads() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0))

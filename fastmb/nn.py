@@ -15,7 +15,7 @@ import numpy as np
 
 from . import _checks, executors, init, memory, optim
 from ._errors import unknown_name
-from .data import check_X
+from .data import Batches, check_X
 from .modules import (
     ACTIVATIONS,
     ELU,
@@ -189,6 +189,46 @@ class Sequential:
             f"bce_with_logits; this one's task is {self.task!r}"
         )
 
+    def jacobian(self, X: Any) -> np.ndarray:
+        """The derivatives of every output by every input, row by row, without dropout.
+
+        Of what ``net(X)`` returns: of probabilities if the network ends in `Softmax`; with respect to `X` as it is
+        given (``input_scale`` is in it). Takes one pass forward and back for each output.
+
+        Parameters
+        ----------
+        X : array-like (n, n_features) or (n_features,)
+            Rows, or one row, finite.
+
+        Returns
+        -------
+        ndarray (n, n_outputs, n_features) or (n_outputs, n_features), of the network's dtype
+
+        Examples
+        --------
+        >>> net = mlp([3, 8, 2], activation="tanh", dtype="float64")
+        >>> x, e = np.array([0.1, 0.2, 0.3]), np.array([0, 1e-6, 0])
+        >>> J = net.jacobian(x)
+        >>> np.allclose(J[:, 1], (net(x + e) - net(x - e)) / 2e-6)
+        True
+        """
+        if not isinstance(X, np.ndarray):
+            X = np.asarray(X)
+        one_row = X.ndim == 1
+        X = check_X(X[None] if one_row else X, self.plan.n_features)
+        executor = executors.default()(self.plan, self.flat, None, None)
+        n, n_out = len(X), self.plan.n_outputs
+        found = np.empty((n, n_out, self.plan.n_features), self.dtype)
+        back = np.empty((n, self.plan.n_features), self.dtype)
+        for i, unit in enumerate(np.eye(n_out)):
+            batches = Batches(X, np.broadcast_to(unit, (n, n_out)), None, None, n, self.input_scale)
+            executor.per_example(batches, 0, np.zeros((1, 2)), inputs=back)
+            found[:, i] = back
+        if self.softmax:  # dp_i = p_i (dz_i - sum_j p_j dz_j)
+            p = self._output(X, False, softmax_)[:, :, None]
+            found = p * (found - (p * found).sum(axis=1, keepdims=True))
+        return found[0] if one_row else found
+
     def _output(self, X: Any, check_finite: bool, link: Callable[[np.ndarray], None] | None) -> np.ndarray:
         """The plan's output for `X`, through `link` in place."""
         if not isinstance(X, np.ndarray):
@@ -206,6 +246,35 @@ class Sequential:
     def _squeezed(self, out: np.ndarray) -> np.ndarray:
         return out[..., 0] if self.squeeze else out
 
+    def digest(self) -> str:
+        """A short name for the parameters' bits, so that two people can compare theirs over the telephone.
+
+        It is the same for two networks exactly if all parameters have the same names, shapes, dtype and values, to the
+        bit (but for one chance in 2^64).
+
+        Returns
+        -------
+        str
+            The first 16 hexadecimal digits of the SHA-256 (FIPS 180-4) of, for each parameter in the order of
+            `parameters`, the line ``name shape dtype`` in ASCII, such as ``0.weight 784x128 <f4``, ended by a newline,
+            and its values, little-endian, in C order.
+
+        Examples
+        --------
+        >>> mlp([4, 3, 2], seed=0).digest() == mlp([4, 3, 2], seed=0).digest()
+        True
+        >>> mlp([4, 3, 2], seed=0).digest() == mlp([4, 3, 2], seed=1).digest()
+        False
+        """
+        import hashlib
+
+        sha = hashlib.sha256()
+        for name, array in self._parameters.items():
+            values = np.ascontiguousarray(array, self.dtype.newbyteorder("<"))
+            sha.update(f"{name} {'x'.join(map(str, array.shape))} {values.dtype.str}\n".encode())
+            sha.update(values.view(np.uint8).data)
+        return sha.hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.modules)
 
@@ -219,6 +288,11 @@ class Sequential:
         lines = (f"  ({i}): {module!r}" for i, module in enumerate(self.modules))
         return "\n".join(["Sequential(", *lines, ")"])
 
+    def _repr_html_(self) -> str:
+        from ._html import network
+
+        return network(self)
+
     def summary(self, batch_size: int | None = None, optimizer: str | Optimizer | None = None) -> str:
         """A table of the modules, the shapes of their outputs and their parameters.
 
@@ -226,6 +300,19 @@ class Sequential:
         the peak memory of a fit with `optimizer` (a name or an instance; default: Adam), data not counted.
         """
         rows = "n" if batch_size is None else str(_checks.integer("batch_size", batch_size, 1))
+        table = self._table(rows)
+        a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
+        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        lines.append(self._size())
+        if batch_size is not None:
+            lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
+            chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
+            name = type(chosen).__name__
+            lines.append(f"{memory.forecast(self.plan, batch_size, chosen.n_states)} in a fit with {name}")
+        return "\n".join(lines)
+
+    def _table(self, rows: str) -> list[tuple[str, str, str, str]]:
+        """Heads, then one line a module: its number, itself, the shape of its output, its parameters."""
         table = [("", "module", "output", "parameters")]
         width = self.plan.n_features
         for i, module in enumerate(self.modules):
@@ -234,21 +321,16 @@ class Sequential:
                 width = module.out_features
                 count = (module.in_features + module.bias) * width
             table.append((str(i), repr(module), f"({rows}, {width})", f"{count:,}" if count else ""))
-        a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
-        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        return table
+
+    def _size(self) -> str:
         total = sum(stage.size for stage in self.plan.stages)
-        lines.append(f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB")
-        if batch_size is not None:
-            lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
-            chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
-            name = type(chosen).__name__
-            lines.append(f"{memory.forecast(self.plan, batch_size, chosen.n_states)} in a fit with {name}")
-        return "\n".join(lines)
+        return f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB"
 
 
 def mlp(
     sizes: Sequence[int],
-    activation: str = "relu",
+    activation: str | Activation = "relu",
     dropout: float = 0.0,
     dtype: Any = "float32",
     seed: int = 0,
@@ -260,8 +342,8 @@ def mlp(
     ----------
     sizes : sequence of int
         Features, hidden units of each layer, outputs.
-    activation : str, default "relu"
-        A name in `ACTIVATIONS`.
+    activation : str or Activation, default "relu"
+        A name in `ACTIVATIONS`, or a module such as ``LeakyReLU(0.2)`` or an `Activation` of your own.
     dropout : float, default 0
         Probability of `Dropout` after each activation.
     dtype, seed
@@ -282,9 +364,11 @@ def mlp(
     sizes = list(sizes)
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 values, features and outputs; got {sizes!r}")
-    if activation not in ACTIVATIONS:
-        raise unknown_name("activation", activation, ACTIVATIONS)
-    between = [ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
+    if not isinstance(activation, Activation):
+        if activation not in ACTIVATIONS:
+            raise unknown_name("activation", activation, ACTIVATIONS)
+        activation = ACTIVATIONS[activation]()
+    between = [activation, *([Dropout(dropout)] if dropout else [])]
     modules: list[Module] = []
     for n_in, n_out in pairwise(sizes):
         modules += [Linear(n_in, n_out, bias), *between]
@@ -350,7 +434,9 @@ def _plan(modules: tuple[Module, ...], dtype: np.dtype) -> Plan:
             ops = []
             layers.append((i, module, ops))
         elif isinstance(module, Dropout):
-            if module.p > 0:
+            if callable(module.p):
+                ops.append(Op("dropout", 0.0, dropouts, module.p))
+            elif module.p > 0:
                 ops.append(Op("dropout", module.p, dropouts))
             dropouts += 1
         elif isinstance(module, Activation) and not isinstance(module, Identity):

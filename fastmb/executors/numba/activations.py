@@ -97,6 +97,15 @@ def tanh(e: Emitter, z: Value, value: Value) -> Pair:
     return e.copysign(t, z), u * ((1 + t) * (1 + t))
 
 
+_MODES = {"none": 0, "first": 1, "more": 2}  # as users' functions know them
+
+
+def custom(derivative: str, e: Emitter, *arguments: Value) -> None:
+    """A user's own function on n features of a block, as `activation`."""
+    op, _, _, _, a, d, n = arguments
+    e.call_back(e.field(OP, op, "function"), a, d, n * e.rb, _MODES[derivative])
+
+
 ACTIVATIONS = {
     f.__name__: f for f in (identity, relu, leaky_relu, elu, selu, gelu, gelu_tanh, silu, mish, softplus, tanh, sigmoid)
 }

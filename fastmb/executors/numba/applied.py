@@ -17,9 +17,10 @@ from .machine import (
     restore_denormals,
     store_f8,
 )
-from .records import CHUNK, ENGINE, MINI, RUN, STAGE, WORKER
+from .records import CHUNK, ENGINE, INTO, MINI, RUN, STAGE, WORKER, offset
 from .sync import wait
 
+_WEIGHT = offset(INTO, "weight")
 _LANES, _DOUBLES = MINI.itemsize, MINI.itemsize + 3 * 64  # scratch behind a thread's MINI
 
 
@@ -49,9 +50,62 @@ def tree(lanes):
 
 @jit
 def read_coefficients(e, run, me, step):
-    """The optimiser's coefficients of a step, in the dtype of the weights."""
-    for i in range(8):
-        put(me.coefficients, i, load_f8(run.coefficients + 8 * (8 * step + i)), e.size)
+    """The step's coefficients in the dtype of the weights. There are none where gradients are only stored."""
+    if run.coefficients:
+        for i in range(8 * e.groups):
+            put(me.coefficients, i, load_f8(run.coefficients + 8 * (run.columns * step + i)), e.size)
+
+
+@jit
+def to_update(run, me, step):
+    """The record of where gradients go: into the update."""
+    into = at(INTO, me.into)
+    into.update, into.state0, into.state1, into.state2 = run.update, run.state0, run.state1, run.state2
+    into.weight = load_f8(run.coefficients + 8 * (run.columns * (step + 1) - 1)) if run.average else 0.0
+    return into
+
+
+@jit
+def to_array(run, me, adding):
+    """The same: into the array that stores them."""
+    into = at(INTO, me.into)
+    into.update = run.accumulate if adding else run.store
+    into.state0, into.state1, into.state2 = run.gradient, 0, 0
+    into.weight = 0.0
+    return into
+
+
+@jit
+def update(e, run, me, s, into, first, rows, columns, g, g_stride):
+    """The update of rows x columns weights, from number `first` of the stage's matrix on, by their gradients. At
+    `s.cut` another group of parameters begins."""
+    if s.cut == s.rows:
+        _update_group(e, run, me, s, into, s.group, first, rows, columns, g, g_stride)
+    elif rows == 1:
+        head = max(0, min(columns, s.cut * s.n_out - first))
+        _update_group(e, run, me, s, into, s.group, first, 1, head, g, g_stride)
+        rest = g + head * e.size
+        _update_group(e, run, me, s, into, s.last_group, first + head, 1, columns - head, rest, g_stride)
+    else:
+        head = max(0, min(rows, s.cut - first // s.n_out))
+        _update_group(e, run, me, s, into, s.group, first, head, columns, g, g_stride)
+        after, rest = first + head * s.n_out, g + head * g_stride * e.size
+        _update_group(e, run, me, s, into, s.last_group, after, rows - head, columns, rest, g_stride)
+
+
+@jit
+def _update_group(e, run, me, s, into, group, first, rows, columns, g, g_stride):
+    if rows <= 0 or columns <= 0:
+        return
+    where = (s.offset + first) * e.size
+    s0 = into.state0 + where if into.state0 else 0
+    s1 = into.state1 + where if into.state1 else 0
+    s2 = into.state2 + where if into.state2 else 0
+    c = me.coefficients + 8 * group * e.size
+    call(into.update, (c, run.params + where, s0, s1, s2, g, rows, columns, s.n_out, g_stride))
+    if into.weight != 0:
+        w, average = run.params + where, run.average + where
+        call(e.k_average, (address(into) + _WEIGHT, w, average, rows, columns, s.n_out))
 
 
 @jit
@@ -82,11 +136,12 @@ def apply_gradient(e, run, me, step, weight, tid, threads):
     mini = at(MINI, me.mini)
     scale = 1.0
     read_coefficients(e, run, me, step)
+    into = to_update(run, me, step)
     if measured:
         for c in range(first, last):
             _mean(e, run, me, step, divide, c)
             g, n = _chunk(e, run, c)
-            call(e.k_squares, (g, 1, n, n, e.chunk_squares + 8 * c))
+            call(e.k_squares, (g, n, e.chunk_squares + 8 * c))
         wait(e.barrier, tid, threads)
         lanes = clear_lanes(mini, 0)
         for c in range(e.total_chunks):
@@ -100,11 +155,8 @@ def apply_gradient(e, run, me, step, weight, tid, threads):
         g, n = _chunk(e, run, c)
         if scale != 1.0 or run.limit < math.inf:
             limit(e, me, g, n, scale, run.limit)
-        where = g - run.gradient
-        s0 = run.state0 + where if run.state0 else 0
-        s1 = run.state1 + where if run.state1 else 0
-        s2 = run.state2 + where if run.state2 else 0
-        call(run.update, (me.coefficients, run.params + where, s0, s1, s2, g, 1, n, n, n))
+        s = item(STAGE, e.stages, _stage_of(e, c))
+        update(e, run, me, s, into, (c - s.first_chunk) * CHUNK, 1, n, g, n)
 
 
 @jit

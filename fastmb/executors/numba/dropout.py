@@ -31,8 +31,13 @@ def dropout(derivative: str, e: Emitter, *arguments: Value) -> None:
     d *= mask. Row r of the block is row `row` + r of the mini-batch, feature j is unit `unit` + j, a multiple of 4."""
     op, t, row, unit0, a, d, n = arguments
     seed, index = e.field(OP, op, "seed"), e.field(OP, op, "index")
-    keep, threshold = e.to_number(e.field(OP, op, "scale")), e.field(OP, op, "threshold")
-    limit = e.broadcast_int(threshold, 32, e.lanes)
+    scale, threshold = e.variable(e.field(OP, op, "scale")), e.variable(e.field(OP, op, "threshold"))
+    rates = e.field(OP, op, "rates")
+    with e.when(rates.compare("!=", 0)):
+        p = e.load_as("f8", rates + (t - e.field(OP, op, "since")) * 8)
+        threshold.set(e.as_integer(p * 4294967296.0))
+        scale.set(1.0 / (1.0 - p))
+    keep, limit = e.to_number(scale.get()), e.broadcast_int(threshold.get(), 32, e.lanes)
     with e.loop(0, n, 4) as unit:
         for first in (0, e.lanes):
             words = philox(e, seed, t, index, row, (unit0 + unit) // 4, first)

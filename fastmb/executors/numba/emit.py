@@ -278,6 +278,10 @@ class Emitter:
             return Value(self.builder, self.builder.sitofp(x.v, self.T))
         return self.convert(x, "f8" if isinstance(x.v.type, ir.DoubleType) else "f4")
 
+    def as_integer(self, x: Value) -> Value:
+        """A double, not negative, without its fraction."""
+        return Value(self.builder, self.builder.fptosi(x.v, I64))
+
     def as_double(self, x: Value) -> Value:
         """A signed integer as a double."""
         return Value(self.builder, self.builder.sitofp(x.v, ir.DoubleType()))
@@ -306,7 +310,8 @@ class Emitter:
         return x if self.double else Value(self.builder, self.builder.fpext(x.v, to))
 
     def doubles(self, number: float, count: int) -> Value:
-        return Value(self.builder, _constant(ir.VectorType(ir.DoubleType(), count), number))
+        double = ir.DoubleType()
+        return Value(self.builder, _constant(double if count == 1 else ir.VectorType(double, count), number))
 
     def lane(self, x: Value, i: int) -> Value:
         return Value(self.builder, self.builder.extract_element(x.v, ir.Constant(I32, i)))
@@ -388,6 +393,14 @@ class Emitter:
 
     def store_integer(self, value: Value, address: Value) -> None:
         self.builder.store(value.v, self.builder.inttoptr(address.v, ir.PointerType(I64)))
+
+    def call_back(self, function: Value, a: Value, b: Value, n: Value, mode: int) -> None:
+        """A user's own function, compiled for blocks: void f(T *a, T *b, int64 n, int64 mode)."""
+        pointer = ir.PointerType(self.T)
+        type_ = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64, I64])
+        places = [self.builder.inttoptr(x.v, pointer) for x in (a, b)]
+        callee = self.builder.inttoptr(function.v, ir.PointerType(type_))
+        self.builder.call(callee, [*places, n.v, ir.Constant(I64, mode)])
 
     def prefetch(self, address: Value) -> None:
         byte = ir.PointerType(ir.IntType(8))

@@ -22,6 +22,7 @@ from .records import (
     FACTOR,
     GEMM,
     INPUTS,
+    INTO,
     LINE,
     LOSS,
     MAX_THREADS,
@@ -40,6 +41,7 @@ from .target import Target, available_isas, isa
 
 if TYPE_CHECKING:
     from ...data import Batches
+    from ...functions import Function
     from ...plan import Op, Plan
     from .. import Training
 
@@ -90,7 +92,10 @@ class NumbaExecutor:
         self._objective = FromOutside() if training is None else training.loss
         self._rules = Rules() if training is None else training.rules
         self._seed = 0 if training is None else int(np.uint64(training.seed & 2**64 - 1).astype(np.int64))
+        self._varying: list[tuple[Any, Op]] = []  # dropouts whose p is a schedule, and their records
+        self._callbacks: list[Any] = []  # of users' own functions: here, so that they live as long as their addresses
         self._read_plan()
+        self._read_groups()
         self._read_loss()
 
     # ---- the plan as records --------------------------------------------------------------------------------------
@@ -135,10 +140,45 @@ class NumbaExecutor:
         if op.kind == "dropout":
             record["seed"], record["index"], record["threshold"] = self._seed, op.index, int(op.value * 2**32)
             record["scale"] = 1.0 / (1.0 - op.value)
+            if op.schedule is not None:
+                self._varying.append((record, op))
+        elif op.kind == "custom":
+            assert op.function is not None
+            record["function"] = self._callback(op.function)
+
+    def _callback(self, function: Function) -> int:
+        """The address of a user's own function, compiled for the plan's dtype."""
+        compiled = function.compiled(self.plan.dtype)
+        self._callbacks.append(compiled)
+        return compiled.address
+
+    def _read_groups(self) -> None:
+        """Which row of coefficients the weight and the bias of each stage take."""
+        optimizer = None if self.training is None else self.training.optimizer
+        stages = self.plan.stages
+        names = [stage.name + what for stage in stages for what in (".weight", ".bias")[: 1 + stage.bias]]
+        group = {} if optimizer is None else optimizer.parameter_groups(names)
+        self._engine["groups"] = 1 if optimizer is None else optimizer.n_groups
+        for stage, s in zip(stages, self._stages, strict=True):
+            weight, bias = group.get(stage.name + ".weight", 0), group.get(stage.name + ".bias", 0)
+            s["group"] = s["last_group"] = weight
+            s["cut"] = stage.rows
+            if stage.bias and bias != weight:
+                s["last_group"], s["cut"] = bias, stage.n_in
+
+    def _vary(self, run: np.ndarray, keep: list[Any]) -> None:
+        """The dropouts' p at the steps to come, where it isn't always the same."""
+        t = int(run["t"][0])
+        for record, op in self._varying:
+            rates = op.values(t, int(run["steps"][0]))
+            keep.append(rates)
+            record["rates"], record["since"] = rates.ctypes.data, t
 
     def _read_loss(self) -> None:
         loss, record = self._objective, self._loss
         record["n"], record["smoothing"] = self.plan.n_outputs, loss.label_smoothing
+        if loss.function is not None:
+            record["function"] = self._callback(loss.function)
         record["delta"] = loss.delta if loss.kind == "huber" else 1.0
         if loss.weight is not None:
             self._weight = np.ascontiguousarray(loss.weight, self.plan.dtype)
@@ -177,13 +217,12 @@ class NumbaExecutor:
         for op, record in zip(chain, ops, strict=True):
             dropout = op.kind == "dropout"
             if what == "infer":
-                record["infer"] = 0 if dropout else self._kernel(f"activation {op.kind} none")
+                record["infer"] = 0 if dropout else self._kernel(f"{_name(op)} none")
                 continue
             record["train"] = 0
             if not dropout or self.training is not None:
                 derivative = "none" if not factor else "more" if done else "first"
-                name = "dropout" if dropout else f"activation {op.kind}"
-                record["train"], done = self._kernel(f"{name} {derivative}"), True
+                record["train"], done = self._kernel(f"{_name(op)} {derivative}"), True
         if what == "train" and factor and not done and len(ops):  # nothing is done: the derivative is 1
             ops[0]["train"] = self._kernel("activation identity first")
 
@@ -287,7 +326,8 @@ class NumbaExecutor:
             w["s"], w["loss"], w["labels"] = take(rb * size), take(rb * size), take(rb * 4)
             w["target"] = take(self.plan.n_outputs * rb * size)
             w["gemm"], w["mini"] = take(GEMM.itemsize), take(MINI.itemsize + 4 * LINE)
-            w["coefficients"], w["few"] = take(LINE), take(64 * 24)
+            w["coefficients"], w["few"] = take(8 * int(e["groups"][0]) * size), take(64 * 24)
+            w["into"] = take(INTO.itemsize)
             w["squares"] = take((int(e["group"][0]) + 2) * _line(rb * size))
             if self.plan.input_ops:
                 w["d_input"] = take(int(e["group"][0]) * self.plan.n_features * rb * size)
@@ -313,9 +353,7 @@ class NumbaExecutor:
         with self._lock:
             run, keep = self._begin(batches, len(coefficients), t, sums)
             run["first"], run["sweep"] = first, 1
-            run["update"] = self._kernel(f"update {self.training.optimizer.kind}")
-            run["coefficients"] = coefficients.ctypes.data
-            self._state(run, self.training.state)
+            self._optimize(run, coefficients)
             want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
             if self._rules.stored:
                 if self._gradient is None:
@@ -325,6 +363,7 @@ class NumbaExecutor:
             if stats is not None:
                 want |= NORMS
                 run["stats"] = stats.ctypes.data
+                self._engine["k_tile_squares"] = self._kernel("tile_squares")
                 self._engine["k_squares"] = self._kernel("squares")
             if norms is not None:
                 want |= NORMS
@@ -333,11 +372,10 @@ class NumbaExecutor:
 
     def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool:
         out[:] = 0
-        coefficients = np.zeros((1, 8))
         with self._lock:
             run, keep = self._begin(batches, 1, t, sums)
             run["part_rows"], run["sweep"] = 0, 1
-            run["update"], run["coefficients"] = self._kernel("update gradient"), coefficients.ctypes.data
+            run["update"] = self._kernel("update gradient")
             self._state(run, out.reshape(1, -1))
             return self._train(run, 0, _FOREVER) == 1
 
@@ -350,11 +388,9 @@ class NumbaExecutor:
         sums: np.ndarray,
         inputs: np.ndarray | None = None,
     ) -> bool:
-        coefficients = np.zeros((1, 8))
         with self._lock:
             run, keep = self._begin(batches, 1, t, sums)
             run["part_rows"], run["sweep"], run["row"], run["applied"] = 0, 1, row, 1
-            run["coefficients"] = coefficients.ctypes.data
             self._store(run, out)
             want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
             if inputs is not None:
@@ -369,9 +405,8 @@ class NumbaExecutor:
             entry = self._prepare("apply")
             run["t"], run["params"] = t, self.params.ctypes.data
             self._obey(run)
-            run["divide"], run["gradient"], run["coefficients"] = weight, gradient.ctypes.data, coefficients.ctypes.data
-            run["update"] = self._kernel(f"update {self.training.optimizer.kind}")
-            self._state(run, self.training.state)
+            run["divide"], run["gradient"] = weight, gradient.ctypes.data
+            self._optimize(run, coefficients)
             self._prepare_applying(run)
             library.NOTICE.done()
             threads = min(_threads.resolve(self.n_threads_asked, 20.0 * self.plan.size), MAX_THREADS)
@@ -418,6 +453,7 @@ class NumbaExecutor:
         run["steps"], run["batch_size"], run["t"] = steps, min(batches.batch_size, int(run["n"][0])), t
         run["sums"], run["params"] = sums.ctypes.data, self.params.ctypes.data
         self._obey(run)
+        self._vary(run, keep)
         return run, keep
 
     def _obey(self, run: np.ndarray) -> None:
@@ -428,11 +464,21 @@ class NumbaExecutor:
         run["max_norm"], run["limit"], run["divide"] = rules.max_grad_norm, rules.clip_value, rules.divide
         run["seed"] = self._seed
 
+    def _optimize(self, run: np.ndarray, coefficients: np.ndarray) -> None:
+        """Gradients go into the optimiser's update, and the weights into their average, if there is one."""
+        assert self.training is not None
+        run["update"] = self._kernel(f"update {self.training.optimizer.kind}")
+        run["coefficients"], run["columns"] = coefficients.ctypes.data, coefficients.shape[1]
+        if self.training.average is not None:
+            run["average"] = self.training.average.ctypes.data
+            self._engine["k_average"] = self._kernel("average")
+        self._state(run, self.training.state)
+
     def _state(self, run: np.ndarray, state: np.ndarray) -> None:
         """The arrays that an update changes beside the parameters."""
         for name, array in zip(("state0", "state1", "state2"), state, strict=False):
             run[name] = array.ctypes.data
-        touched = (1 + len(state)) * self.plan.size * self.target.itemsize
+        touched = (1 + len(state) + int(run["average"][0] != 0)) * self.plan.size * self.target.itemsize
         run["far"] = run["batch_size"] >= self.target.lanes and touched > GROUP_BYTES
 
     def _store(self, run: np.ndarray, gradient: np.ndarray) -> None:
@@ -532,6 +578,11 @@ class NumbaExecutor:
                 run["losses"], run["weights"] = losses.ctypes.data, weights.ctypes.data
             self._reserve(0, threads)
             team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+
+
+def _name(op: Op) -> str:
+    """The name of an operation's kernel."""
+    return op.kind if op.kind in ("dropout", "custom") else f"activation {op.kind}"
 
 
 def _check_entropy(run: np.ndarray) -> None:

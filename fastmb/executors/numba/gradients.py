@@ -53,25 +53,44 @@ def row_squares(e: Emitter, *arguments: Value) -> None:
 
 
 def squares(e: Emitter, *arguments: Value) -> None:
-    """The sum of squares of rows x n numbers, a row every `stride`, as a double: sixteen chains along a row, a tree."""
-    g, rows, n, stride, out = arguments
-    chain = e.scratch(16 * 8 // e.target.itemsize)
-    e.store_doubles(e.doubles(0.0, 16), chain)
-    with e.loop(0, rows) as row:
-        at, whole = row * stride, n - n % 16
-        total = e.variable(e.load_as("f8", chain, 16))
-        with e.loop(0, whole, 16) as j:
-            x = e.widen(e.load(g, at + j, 16))
+    """The sum of squares of n numbers, as a double: four times sixteen chains, then a tree."""
+    g, n, out = arguments
+    sums = [e.variable(e.doubles(0.0, 16)) for _ in range(4)]
+    whole = n - n % 64
+    with e.loop(0, whole, 64) as j:
+        for i, total in enumerate(sums):
+            x = e.widen(e.load(g, j + 16 * i, 16))
             total.set(total.get() + x * x)
-        e.store_doubles(total.get(), chain)
-        with e.loop(whole, n) as j:
-            place = chain + (j - whole) * 8
-            y = e.widen(e.load(g, at + j))
-            e.store_doubles(e.load_as("f8", place) + y * y, place)
+    chain = e.scratch(16 * 8 // e.target.itemsize)
+    a, b, c, d = (total.get() for total in sums)
+    e.store_doubles((a + c) + (b + d), chain)
+    with e.loop(whole, n) as j:
+        place = chain + ((j - whole) & 15) * 8
+        y = e.widen(e.load(g, j))
+        e.store_doubles(e.load_as("f8", place) + y * y, place)
     tree = e.load_as("f8", chain, 16)
     for step in (8, 4, 2):
         tree = e.shuffle(tree, tree, range(step)) + e.shuffle(tree, tree, range(step, 2 * step))
     e.store_doubles(e.lane(tree, 0) + e.lane(tree, 1), out)
+
+
+def tile_squares(e: Emitter, *arguments: Value) -> None:
+    """The sum of squares of a tile, rows x n, a row every `stride`: in T and vectors, for what is only looked at."""
+    g, rows, n, stride, out = arguments
+    total, rest = e.variable(e.zeros(e.rb)), e.variable(e.doubles(0.0, 1))
+    with e.loop(0, rows) as row:
+        at, whole = row * stride, n - n % e.rb
+        with e.loop(0, whole, e.rb) as j:
+            x = e.load(g, at + j, e.rb)
+            total.set(e.fma(x, x, total.get()))
+        with e.loop(whole, n) as j:
+            y = e.widen(e.load(g, at + j))
+            rest.set(rest.get() + y * y)
+    lanes = e.scratch(e.rb)
+    e.store(total.get(), lanes)
+    with e.loop(0, e.rb) as r:
+        rest.set(rest.get() + e.widen(e.load(lanes, r)))
+    e.store_doubles(rest.get(), out)
 
 
 def scale_rows(e: Emitter, *arguments: Value) -> None:

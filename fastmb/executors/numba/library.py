@@ -41,13 +41,16 @@ KERNELS: dict[str, Callable[..., None]] = {
     "activation": activations.activation,
     "dropout": dropout.dropout,
     "loss": losses.loss,
+    "custom": activations.custom,
     "update": updates.update,
+    "average": updates.average,
     "gather": layout.gather,
     "scatter": layout.scatter,
     "backward": layout.backward,
     "gemm": gemm.gemm,
     "row_squares": gradients.row_squares,
     "squares": gradients.squares,
+    "tile_squares": gradients.tile_squares,
     "scale_rows": gradients.scale_rows,
     "limit": gradients.limit,
     "outer": gradients.outer,
@@ -56,7 +59,7 @@ KERNELS: dict[str, Callable[..., None]] = {
 #: How many arguments an emitter takes beside its words and the `Emitter`.
 TAKES = {
     **{"activation": 7, "dropout": 7, "loss": 8, "update": 10, "gather": 5, "scatter": 5, "backward": 6, "gemm": 7},
-    **{"row_squares": 3, "squares": 5, "scale_rows": 5, "limit": 3, "outer": 6, "noise": 8},
+    **{"custom": 7, "average": 6, "row_squares": 3, "squares": 3, "tile_squares": 5, "scale_rows": 5, "limit": 3, "outer": 6, "noise": 8},
 }
 
 

@@ -23,8 +23,9 @@ def _record(*fields: str, size: int = 0) -> Record:
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize}, align=True)
 
 
-#: One elementwise operation. `train` and `infer` are its kernels (0: it does nothing).
-OP = _record("train", "infer", "f8 value", "seed", "index", "threshold", "f8 scale")
+#: One elementwise operation. `train` and `infer` are its kernels (0: it does nothing). `rates`: a dropout's p at the
+#: updates since `since`, or 0: always the same. `function`: a user's own.
+OP = _record("train", "infer", "f8 value", "seed", "index", "threshold", "f8 scale", "rates", "since", "function")
 
 #: One `Linear` and its operations. `derivative`: see `DERIVATIVES`.
 STAGE = _record(
@@ -33,6 +34,7 @@ STAGE = _record(
     *("x", "x_block"),  # its input, [block][n_in + 1][rb], and the elements of a block
     *("dz", "panels", "panel_stride"),  # its output gradient, [panel][row][rb]
     *("row_tiles", "tiles", "first_tile"),
+    *("group", "last_group", "cut"),  # rows of coefficients: of matrix rows before `cut`, and of those from there on
     *("chunks", "first_chunk"),  # of the matrix, where a gradient that is stored is applied
 )
 NONE, FACTOR, SIGN = 0, 1, 2  # no operation; written by the forward pass; ReLU alone: the sign of the output
@@ -42,7 +44,7 @@ WORKER = _record(
     *("next_block", "last_block", "next_tile", "last_tile"),
     *("da0", "da1", "d", "tile", "s", "labels", "target", "loss"),  # d: addresses, one a stage
     *("gemm", "mini", "coefficients", "few"),
-    *("squares", "d_input", "bits"),  # of a group's rows: squared norms, and what they are made of
+    *("squares", "d_input", "bits", "into"),  # of a group's rows: squared norms, and what they are made of
     *("expected_first", "expected_last", "expected_at", "expected_lines"),
     size=4 * LINE,
 )
@@ -51,7 +53,10 @@ WORKER = _record(
 SOURCE = _record("data", "row_stride", "col_stride", "columns", "f8 scale", "gather", "label_size")
 
 #: The loss: what its kernel needs of it.
-LOSS = _record("n", "f8 smoothing", "f8 delta", "weight")
+LOSS = _record("n", "f8 smoothing", "f8 delta", "weight", "function")
+
+#: Where gradients go: the update's kernel, the optimiser's states, the weight of the parameters in their average.
+INTO = _record("update", "state0", "state1", "state2", "f8 weight")
 
 #: A product of tiles, see `gemm`.
 GEMM = _record("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", "k_last", "ahead")
@@ -61,7 +66,7 @@ ENGINE = _record(
     *("size", "lanes", "rb", "mr", "n_stages", "stages", "input_ops", "n_input_ops"),
     *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "dropout"),
     *("total_chunks", "tile_squares", "chunk_squares", "row_squares"),
-    *("k_row_squares", "k_squares", "k_scale_rows", "k_limit", "k_outer", "k_noise"),  # kernels
+    *("k_row_squares", "k_squares", "k_tile_squares", "k_average", "groups", "k_scale_rows", "k_limit", "k_outer", "k_noise"),  # kernels
 )
 
 #: What one call works on. `x`, `y`: SOURCE; `order`, `sample_weight`: addresses or 0; `row_weights`: whether a
@@ -73,7 +78,7 @@ RUN = _record(
     *("result", "losses", "weights", "counter"),  # inference
     *("offsets", "part_rows", "f8 clip", "f8 noise", "secure", "f8 max_norm", "f8 limit", "f8 divide"),  # `Rules`
     *("want", "sweep", "stored", "applied", "gradient", "row", "stats", "norms", "norms_out", "whole", "inputs"),
-    *("failed", "store", "accumulate", "seed", "f8 input_scale"),
+    *("failed", "store", "accumulate", "seed", "f8 input_scale", "columns", "average"),
 )
 #: What a row sweep is to do besides the step's own work: the norm of every row's own gradient; shorten those that are
 #: longer than `clip`; write every row's gradient out; the gradient with respect to the input.

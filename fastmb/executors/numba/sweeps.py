@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .applied import add_to_lane, apply_gradient, clear_lanes, mean_squares, read_coefficients, tree
+from .applied import add_to_lane, apply_gradient, clear_lanes, mean_squares, read_coefficients, to_array, to_update, tree, update
 from .blocks import apply, block_rows, class_weight, forward, gather, sample_weight, targets, vectors
 from .machine import (
     address,
@@ -350,10 +350,7 @@ def _ask_for_tile(where, rows, size, stride):
 def _tiles(e, run, mini, me, tile, end):
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
     g = at(GEMM, me.gemm)
-    update, state0, state1, state2 = run.update, run.state0, run.state1, run.state2
-    if run.stored:
-        update = run.store if run.row + mini.row == 0 else run.accumulate
-        state0, state1, state2 = run.gradient, 0, 0
+    into = to_array(run, me, run.row + mini.row > 0) if run.stored else to_update(run, me, mini.step)
     i = 0
     s = at(STAGE, e.stages)
     while tile >= s.first_tile + s.tiles:
@@ -375,15 +372,12 @@ def _tiles(e, run, mini, me, tile, end):
                 panel, m = m // s.row_tiles, m % s.row_tiles * e.mr
             rows = min(e.mr, s.rows - m)
             columns = min(e.rb, s.n_out - panel * e.rb)
-            where = (s.offset + m * s.n_out + panel * e.rb) * e.size
-            w = run.params + where
-            s0 = state0 + where if state0 else 0
-            s1 = state1 + where if state1 else 0
-            s2 = state2 + where if state2 else 0
+            start = m * s.n_out + panel * e.rb
             if run.far:
-                for array in (w, s0, s1, s2):
+                average = run.average if into.weight != 0 else 0
+                for array in (run.params, into.state0, into.state1, into.state2, average):
                     if array:
-                        _ask_for_tile(array, rows, columns * e.size, s.n_out * e.size)
+                        _ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, s.n_out * e.size)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
             if mini.rows > 0:
@@ -396,7 +390,7 @@ def _tiles(e, run, mini, me, tile, end):
                 columns *= rows
                 rows = 1
             if run.stats and not run.stored:
-                call(e.k_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * tile))
-            call(update, (me.coefficients, w, s0, s1, s2, me.tile, rows, columns, s.n_out, e.rb))
+                call(e.k_tile_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * tile))
+            update(e, run, me, s, into, start, rows, columns, me.tile, e.rb)
             tile += 1
         i += 1

@@ -94,6 +94,44 @@ def adagrad(e: Emitter, c: Sequence[Value], w: Value, g: Value, s: Value) -> New
     return e.fma(-c[0], g / (e.sqrt(s) + c[2]), w), s
 
 
+def nadam(e: Emitter, c: Sequence[Value], w: Value, g: Value, m: Value, v: Value) -> New:
+    g = _decayed(e, c, w, g)
+    m = e.fma(c[3], g - m, m)
+    v = e.fma(c[5], g * g, c[4] * v)
+    return w * c[2] - e.fma(c[7], g, c[0] * m) / (e.sqrt(v) + c[6]), m, v
+
+
+def radam(e: Emitter, c: Sequence[Value], w: Value, g: Value, m: Value, v: Value) -> New:
+    """c7 is 1, or 0 where the variance isn't known yet."""
+    g = _decayed(e, c, w, g)
+    m = e.fma(c[3], g - m, m)
+    v = e.fma(c[5], g * g, c[4] * v)
+    return e.fma(-c[0], m / e.fma(c[7], e.sqrt(v), c[6]), w * c[2]), m, v
+
+
+def adamax(e: Emitter, c: Sequence[Value], w: Value, g: Value, m: Value, u: Value) -> New:
+    g = _decayed(e, c, w, g)
+    m = e.fma(c[3], g - m, m)
+    old, new = c[4] * u, e.abs(g) + c[5]
+    u = e.select(old > new, old, new)
+    return e.fma(-c[0], m / u, w), m, u
+
+
+def adadelta(e: Emitter, c: Sequence[Value], w: Value, g: Value, v: Value, d: Value) -> New:
+    g = _decayed(e, c, w, g)
+    v = e.fma(c[3], g * g, c[2] * v)
+    step = e.sqrt(d + c[4]) / e.sqrt(v + c[4]) * g
+    d = e.fma(c[3], step * step, c[2] * d)
+    return e.fma(-c[0], step, w), v, d
+
+
+def lion(e: Emitter, c: Sequence[Value], w: Value, g: Value, m: Value) -> New:
+    g = _decayed(e, c, w, g)
+    mixed = e.fma(c[3], g, c[4] * m)
+    sign = e.select(mixed > 0, 1.0, e.select(mixed < 0, -1.0, mixed))  # NaN stays
+    return e.fma(-c[0], sign, w * c[2]), e.fma(c[5], g, c[6] * m)
+
+
 UPDATES: dict[str, Callable[..., New]] = {
     f.__name__: f
     for f in (
@@ -109,6 +147,11 @@ UPDATES: dict[str, Callable[..., New]] = {
         rmsprop_centered,
         rmsprop_centered_momentum,
         adagrad,
+        nadam,
+        radam,
+        adamax,
+        adadelta,
+        lion,
     )
 }
 
@@ -136,5 +179,19 @@ def update(kind: str, e: Emitter, *arguments: Value) -> None:
 
         def each(i: Value, count: int) -> None:
             span(at + i, from_ + i, count)  # noqa: B023
+
+        e.spans(n, each)
+
+
+def average(e: Emitter, *arguments: Value) -> None:
+    """A running average a of rows x n weights w, a row of both every `stride`: a += weight (w - a)."""
+    weight, w, a, rows, n, stride = arguments
+    c = e.to_number(e.load_as("f8", weight))
+    with e.loop(0, rows) as r:
+        at = r * stride
+
+        def each(i: Value, count: int) -> None:
+            old = e.load(a, at + i, count)  # noqa: B023
+            e.store(e.fma(c, e.load(w, at + i, count) - old, old), a, at + i)  # noqa: B023
 
         e.spans(n, each)
