@@ -6,7 +6,6 @@ import pytest
 
 from fastmb import executors
 
-
 EXECUTORS = [name for name in executors.NAMES if executors.available(name)]
 MISSING = [name for name in executors.NAMES if name not in EXECUTORS]
 for _name in EXECUTORS:

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-
 import sys
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 import fastmb as mb
 from fastmb import executors, nn
-from fastmb.executors.reference import NumpyExecutor
 from fastmb.plan import Op
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

@@ -184,7 +184,7 @@ def available(name: str) -> bool:
 
 
 def default_name() -> str:
-    """The first of `NAMES` that can be had: `native`, unless the extension was left out; `numba`, if it is installed."""
+    """The first of `NAMES` that can be had: `native` unless it was left out, then `numba` if it is installed."""
     return next(name for name in NAMES if available(name))
 
 

@@ -30,14 +30,14 @@ def selu(e: Emitter, z: Value, value: Value) -> Pair:
 
 
 def _exponential_unit(e: Emitter, z: Value, positive: Value, negative: Value) -> Pair:
-    """z > 0 ? positive * z : negative * expm1(z)."""
+    """Z > 0 ? positive * z : negative * expm1(z)."""
     p, s = exp_parts(e, z)
     d = e.select(z > 0, positive, negative * e.fma(s, p, s))
     return e.select(z > 0, positive * z, negative * e.fma(s, p, s - 1)), d
 
 
 def _gated(e: Emitter, z: Value, x: Value, tail: Value, density: Value) -> Pair:
-    """z F(z) of a distribution symmetric about 0, from x = |z|, the tail F(-x) and the density F'(x)."""
+    """Z F(z) of a distribution symmetric about 0, from x = |z|, the tail F(-x) and the density F'(x)."""
     below = e.fma(-x, density, tail)
     return e.fma(-x, tail, e.at_least(z, 0)), e.select(z < 0, below, 1 - below)
 
@@ -112,7 +112,7 @@ ACTIVATIONS = {
 
 
 def activation(kind: str, derivative: str, e: Emitter, *arguments: Value) -> None:
-    """z -> f(z) in place on n features of a block; `derivative`: "none"; "first", d = f'(z); "more", d *= f'(z)."""
+    """Z -> f(z) in place on n features of a block; `derivative`: "none"; "first", d = f'(z); "more", d *= f'(z)."""
     op, _, _, _, a, d, n = arguments
     value = e.to_number(e.field(OP, op, "value"))
     with e.loop(0, n * e.rb, e.rb) as i:

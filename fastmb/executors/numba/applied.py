@@ -78,7 +78,8 @@ def to_array(run, me, adding):
 @jit
 def update(e, run, me, s, into, first, rows, columns, g, g_stride):
     """The update of rows x columns weights, from number `first` of the stage's matrix on, by their gradients. At
-    `s.cut` another group of parameters begins."""
+    `s.cut` another group of parameters begins.
+    """
     if s.cut == s.rows:
         _update_group(e, run, me, s, into, s.group, first, rows, columns, g, g_stride)
     elif rows == 1:
@@ -161,7 +162,7 @@ def apply_gradient(e, run, me, step, weight, tid, threads):
 
 @jit
 def limit(e, me, g, n, factor, most):
-    """g = g * factor, then cut to -most .. most."""
+    """G = g * factor, then cut to -most .. most."""
     doubles = me.mini + _DOUBLES
     store_f8(doubles, factor)
     store_f8(doubles + 8, most)

@@ -107,7 +107,8 @@ def targets(e, run, me, position, rows):
 @jit
 def apply(ops, n_ops, a, d, unit, n, t, row, training):
     """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
-    derivatives."""
+    derivatives.
+    """
     for i in range(n_ops):
         op = item(OP, ops, i)
         kernel = op.train if training else op.infer
@@ -118,7 +119,8 @@ def apply(ops, n_ops, a, d, unit, n, t, row, training):
 @jit
 def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high):
     """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once for
-    all of them."""
+    all of them.
+    """
     g = at(GEMM, me.gemm)
     depth = s.rows if blocks == 1 else KC
     rows = min(mini.block_rows, mini.rows - first * mini.block_rows)

@@ -27,8 +27,9 @@ def philox(e: Emitter, seed: Value, t: Value, index: Value, row: Value, i: Value
 
 
 def dropout(derivative: str, e: Emitter, *arguments: Value) -> None:
-    """a *= mask on n features of a block; mask is 0 or `scale`. `derivative`: "none"; "first", d = mask; "more",
-    d *= mask. Row r of the block is row `row` + r of the mini-batch, feature j is unit `unit` + j, a multiple of 4."""
+    """A *= mask on n features of a block; mask is 0 or `scale`. `derivative`: "none"; "first", d = mask; "more",
+    d *= mask. Row r of the block is row `row` + r of the mini-batch, feature j is unit `unit` + j, a multiple of 4.
+    """
     op, t, row, unit0, a, d, n = arguments
     seed, index = e.field(OP, op, "seed"), e.field(OP, op, "index")
     scale, threshold = e.variable(e.field(OP, op, "scale")), e.variable(e.field(OP, op, "threshold"))

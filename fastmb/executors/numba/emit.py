@@ -206,7 +206,7 @@ class Emitter:
         return Value(self.builder, self.builder.call(function, arguments))
 
     def fma(self, a: Value | float, b: Value | float, c: Value | float) -> Value:
-        """a b + c, rounded once where the target can."""
+        """A b + c, rounded once where the target can."""
         if self.target.fma:
             return self._call("llvm.fma", a, b, c)
         product = a * b
@@ -224,9 +224,7 @@ class Emitter:
 
     def select(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
         """`yes` in the lanes where the condition holds, else `no`."""
-        if isinstance(yes, Value) and isinstance(no, Value):
-            a, b = yes.alike(no)
-        elif isinstance(yes, Value):
+        if (isinstance(yes, Value) and isinstance(no, Value)) or isinstance(yes, Value):
             a, b = yes.alike(no)
         elif isinstance(no, Value):
             b, a = no.alike(yes)
@@ -413,7 +411,7 @@ class Emitter:
 
     @contextmanager
     def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
-        """for i in range(start, stop, step)"""
+        """For i in range(start, stop, step)"""
         builder = self.builder
         begin = start if isinstance(start, Value) else self.integer(start)
         end = stop if isinstance(stop, Value) else self.integer(stop)
@@ -449,13 +447,13 @@ class Emitter:
 
     @contextmanager
     def either(self, condition: Value) -> Iterator[tuple[Any, Any]]:
-        """with e.either(condition) as (yes, no): with yes: ...; with no: ..."""
+        """With e.either(condition) as (yes, no): with yes: ...; with no: ..."""
         with self.builder.if_else(condition.v) as branches:
             yield branches
 
     @contextmanager
     def choice(self, number: Value) -> Iterator[Any]:
-        """with e.choice(number) as case: with case(3): ...; with case(5): ..."""
+        """With e.choice(number) as case: with case(3): ...; with case(5): ..."""
         builder = self.builder
         after = builder.append_basic_block("chosen")
         switch = builder.switch(number.v, after)

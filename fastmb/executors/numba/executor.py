@@ -191,7 +191,8 @@ class NumbaExecutor:
 
     def _prepare(self, what: str, want: int = 0) -> int:
         """Compiles, or loads, the kernels of "train", "infer" or "apply", with all that is wanted of rows' gradients;
-        the address of its entry. Called with the lock held: what is wanted decides some kernels."""
+        the address of its entry. Called with the lock held: what is wanted decides some kernels.
+        """
         if (what, want) != self._ready:
             e = self._engine
             if what != "apply":
@@ -351,7 +352,7 @@ class NumbaExecutor:
     ) -> int:
         assert self.training is not None
         with self._lock:
-            run, keep = self._begin(batches, len(coefficients), t, sums)
+            run, _keep = self._begin(batches, len(coefficients), t, sums)
             run["first"], run["sweep"] = first, 1
             self._optimize(run, coefficients)
             want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
@@ -373,7 +374,7 @@ class NumbaExecutor:
     def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool:
         out[:] = 0
         with self._lock:
-            run, keep = self._begin(batches, 1, t, sums)
+            run, _keep = self._begin(batches, 1, t, sums)
             run["part_rows"], run["sweep"] = 0, 1
             run["update"] = self._kernel("update gradient")
             self._state(run, out.reshape(1, -1))
@@ -389,7 +390,7 @@ class NumbaExecutor:
         inputs: np.ndarray | None = None,
     ) -> bool:
         with self._lock:
-            run, keep = self._begin(batches, 1, t, sums)
+            run, _keep = self._begin(batches, 1, t, sums)
             run["part_rows"], run["sweep"], run["row"], run["applied"] = 0, 1, row, 1
             self._store(run, out)
             want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
@@ -424,7 +425,7 @@ class NumbaExecutor:
         inputs: np.ndarray | None = None,
     ) -> bool:
         with self._lock:
-            run, keep = self._begin(batches, 1, t, sums)
+            run, _keep = self._begin(batches, 1, t, sums)
             run["stored"] = run["applied"] = 1  # sums: nothing is divided by the weights
             run["part_rows"] = PART_ROWS
             want = 0
@@ -442,7 +443,8 @@ class NumbaExecutor:
 
     def _begin(self, batches: Batches, steps: int, t: int, sums: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         """A run over `steps` mini-batches, the first of them 0, with nothing made of the gradients yet; and what must
-        live as long as it."""
+        live as long as it.
+        """
         keep: list[Any] = [sums]
         run = self._run(batches, "train", keep)
         if batches.order is not None:

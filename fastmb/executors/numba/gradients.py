@@ -102,7 +102,7 @@ def scale_rows(e: Emitter, *arguments: Value) -> None:
 
 
 def limit(e: Emitter, *arguments: Value) -> None:
-    """g = g * factor, then within -limit .. limit; both are doubles, one after the other."""
+    """G = g * factor, then within -limit .. limit; both are doubles, one after the other."""
     g, n, doubles = arguments
     factor, most = (e.to_number(e.load_as("f8", doubles + at)) for at in (0, 8))
 
@@ -123,14 +123,15 @@ def outer(e: Emitter, *arguments: Value) -> None:
         rest = whole // e.rb * stride
 
         def each(at: Value, count: int) -> None:
-            e.store(factor * e.load(dz, rest + at, count), out, i * n_out + whole + at)  # noqa: B023
+            e.store(factor * e.load(dz, rest + at, count), out, i * n_out + whole + at)
 
         e.spans(n_out - whole, each, most=e.rb // 2)
 
 
 def _sin_cos(e: Emitter, k: Value) -> tuple[Value, Value]:
     """Of 2 pi k / 2^32: k is taken apart into quarters and a rest of an eighth either way, for which Taylor's series is
-    long enough."""
+    long enough.
+    """
     quarter = (k + 0x20000000) >> 30
     x = e.from_int32(k - (quarter << 30)) * e.number(1.4629180792671596e-09)
     x2 = x * x
@@ -152,7 +153,8 @@ def _sin_cos(e: Emitter, k: Value) -> tuple[Value, Value]:
 
 def noise(e: Emitter, *arguments: Value) -> None:
     """g[i] += deviation * normal number `at` + i of (seed, t, matrix), Box and Muller (1958), from Philox's words or
-    from `bits`; `at` is a multiple of 128. `fastmb.rng.normal` says which word makes which number."""
+    from `bits`; `at` is a multiple of 128. `fastmb.rng.normal` says which word makes which number.
+    """
     seed, t, matrix, bits, deviation, g, at, n = arguments
     size = e.to_number(e.load_as("f8", deviation))
     lanes = e.lanes

@@ -48,18 +48,18 @@ def gather(type_: str, how: str, e: Emitter, *arguments: Value) -> None:
                 at = e.load_as("i8", addresses + r * 8) + (c + j) * col_stride
                 e.store(convert(e.load_as(type_, at)), converted, r * n + j)
         v = []
-        for r in range(n):
+        for lane in range(n):
             if direct:
-                x = convert(e.load_as(type_, e.load_as("i8", addresses + r * 8) + c * size, n))
+                x = convert(e.load_as(type_, e.load_as("i8", addresses + lane * 8) + c * size, n))
             else:
-                x = e.load(converted, r * n, n)
-            v.append(x if full else e.select(e.integer(r) < live, x, e.zeros(n)))
-        for j, x in enumerate(_transpose(e, v)):
+                x = e.load(converted, lane * n, n)
+            v.append(x if full else e.select(e.integer(lane) < live, x, e.zeros(n)))
+        for k, x in enumerate(_transpose(e, v)):
             if whole:
-                e.store(x, out, (c + j) * e.rb + r0)
+                e.store(x, out, (c + k) * e.rb + r0)
             else:
-                with e.when(count > j):
-                    e.store(x, out, (c + j) * e.rb + r0)
+                with e.when(count > k):
+                    e.store(x, out, (c + k) * e.rb + r0)
 
     def rows_at(r0: int, live: Value, full: bool) -> None:
         with e.loop(0, n) as r:
@@ -128,10 +128,10 @@ def backward(mode: str, keep: str, e: Emitter, *arguments: Value) -> None:
             if features is None:
                 v.append(feature(at))
             else:
-                x = e.variable(e.zeros(lanes))
+                held = e.variable(e.zeros(lanes))
                 with e.when(features > j):
-                    x.set(feature(at))
-                v.append(x.get())
+                    held.set(feature(at))
+                v.append(held.get())
         for j, x in enumerate(_transpose(e, v)):
             e.store(x, panels, f // e.rb * stride + f % e.rb + (r + j) * e.rb)
 

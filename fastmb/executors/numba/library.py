@@ -58,8 +58,23 @@ KERNELS: dict[str, Callable[..., None]] = {
 }
 #: How many arguments an emitter takes beside its words and the `Emitter`.
 TAKES = {
-    **{"activation": 7, "dropout": 7, "loss": 8, "update": 10, "gather": 5, "scatter": 5, "backward": 6, "gemm": 7},
-    **{"custom": 7, "average": 6, "row_squares": 3, "squares": 3, "tile_squares": 5, "scale_rows": 5, "limit": 3, "outer": 6, "noise": 8},
+    "activation": 7,
+    "dropout": 7,
+    "loss": 8,
+    "update": 10,
+    "gather": 5,
+    "scatter": 5,
+    "backward": 6,
+    "gemm": 7,
+    "custom": 7,
+    "average": 6,
+    "row_squares": 3,
+    "squares": 3,
+    "tile_squares": 5,
+    "scale_rows": 5,
+    "limit": 3,
+    "outer": 6,
+    "noise": 8,
 }
 
 
@@ -73,7 +88,7 @@ def digest() -> str:
 
 
 @intrinsic
-def _emit(typing_context: Any, key: Any, arguments: Any) -> Any:  # noqa: ARG001
+def _emit(typing_context: Any, key: Any, arguments: Any) -> Any:
     """The kernel that the string `key` names."""
     if not isinstance(key, types.StringLiteral):
         return None  # Numba asks again, with the string itself
@@ -81,7 +96,7 @@ def _emit(typing_context: Any, key: Any, arguments: Any) -> Any:  # noqa: ARG001
     name, *options = words.split()
     NOTICE.compiling()
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         emitter = Emitter(builder, Target(isa, int(itemsize)))
         given = [Value(builder, builder.extract_value(values[1], i)) for i in range(TAKES[name])]
         KERNELS[name](*options, emitter, *given)
@@ -99,7 +114,7 @@ def _kernel(key: str) -> Any:
 
 
 @intrinsic
-def _stamp(typing_context: Any, key: Any) -> Any:  # noqa: ARG001
+def _stamp(typing_context: Any, key: Any) -> Any:
     """Nothing; an entry says with it which sources it was made from."""
     NOTICE.compiling()
     return types.void(key), lambda context, *_: context.get_dummy_value()

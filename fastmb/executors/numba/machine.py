@@ -26,7 +26,7 @@ _BYTES = ir.PointerType(_I8)
 
 
 @intrinsic
-def at(typing_context: Any, dtype: Any, address: Any) -> Any:  # noqa: ARG001
+def at(typing_context: Any, dtype: Any, address: Any) -> Any:
     """The record of type `dtype` at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -36,7 +36,7 @@ def at(typing_context: Any, dtype: Any, address: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def item(typing_context: Any, dtype: Any, base: Any, i: Any) -> Any:  # noqa: ARG001
+def item(typing_context: Any, dtype: Any, base: Any, i: Any) -> Any:
     """Record i of an array of records of type `dtype`."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -47,17 +47,17 @@ def item(typing_context: Any, dtype: Any, base: Any, i: Any) -> Any:  # noqa: AR
 
 
 @intrinsic
-def address(typing_context: Any, record: Any) -> Any:  # noqa: ARG001
+def address(typing_context: Any, record: Any) -> Any:
     """Where a record stands."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.ptrtoint(values[0], _I64)
 
     return types.int64(record), codegen
 
 
 @intrinsic
-def call(typing_context: Any, function: Any, arguments: Any) -> Any:  # noqa: ARG001
+def call(typing_context: Any, function: Any, arguments: Any) -> Any:
     """Calls a kernel by its address, with a tuple of integers; those it doesn't get are 0."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -78,8 +78,8 @@ def _loader(element: Any, extend: str) -> Any:
     returned = types.float64 if extend in ("fpext", "") and not isinstance(element, ir.IntType) else types.int64
 
     @intrinsic
-    def load(typing_context: Any, where: Any) -> Any:  # noqa: ARG001
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def load(typing_context: Any, where: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             found = builder.load(builder.inttoptr(values[0], ir.PointerType(element)), align=1)
             if not extend:
                 return found
@@ -98,8 +98,8 @@ def _storer(element: Any, shorten: str) -> Any:
     taken = types.int64 if isinstance(element, ir.IntType) else types.float64
 
     @intrinsic
-    def store(typing_context: Any, where: Any, value: Any) -> Any:  # noqa: ARG001
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def store(typing_context: Any, where: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             v = getattr(builder, shorten)(values[1], element) if shorten else values[1]
             builder.store(v, builder.inttoptr(values[0], ir.PointerType(element)), align=1)
             return context.get_dummy_value()
@@ -130,8 +130,8 @@ def put(where, i, value, size):
 
 def _prefetcher(write: int, locality: int) -> Any:
     @intrinsic
-    def prefetch(typing_context: Any, where: Any) -> Any:  # noqa: ARG001
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def prefetch(typing_context: Any, where: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             type_ = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
             function = cgutils.get_or_insert_function(builder.module, type_, "llvm.prefetch.p0")
             flags = [ir.Constant(_I32, n) for n in (write, locality, 1)]
@@ -149,11 +149,11 @@ prefetch_rows, prefetch_write = _prefetcher(0, 2), _prefetcher(1, 3)
 
 
 def _atomic(emit: Callable[..., Any], n: int) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         found = emit(builder, builder.inttoptr(values[0], ir.PointerType(_I64)), *values[1:])
         return context.get_dummy_value() if found is None else found
 
-    def typed(*arguments: Any) -> Any:  # noqa: ARG001
+    def typed(*arguments: Any) -> Any:
         returned = types.void if n == 2 and emit is _store else types.int64
         return returned(*[types.int64] * n), codegen
 
@@ -193,10 +193,10 @@ def _timespec(builder: Any, nanoseconds: int = 0) -> Any:
 
 
 @intrinsic
-def now(typing_context: Any) -> Any:  # noqa: ARG001
+def now(typing_context: Any) -> Any:
     """The monotonic clock, in seconds: that of `time.monotonic`."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         place = _timespec(builder)
         _external(
             builder, "clock_gettime", _I32, ir.Constant(_I32, time.CLOCK_MONOTONIC), builder.bitcast(place, _BYTES)
@@ -209,10 +209,10 @@ def now(typing_context: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def give_way(typing_context: Any) -> Any:  # noqa: ARG001
+def give_way(typing_context: Any) -> Any:
     """Another thread may have this processor."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         _external(builder, "sched_yield", _I32)
         return context.get_dummy_value()
 
@@ -220,10 +220,10 @@ def give_way(typing_context: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def nap(typing_context: Any) -> Any:  # noqa: ARG001
+def nap(typing_context: Any) -> Any:
     """Sleeps 50 microseconds."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         place = builder.bitcast(_timespec(builder, 50_000), _BYTES)
         _external(builder, "nanosleep", _I32, place, ir.Constant(_BYTES, None))
         return context.get_dummy_value()
@@ -232,10 +232,10 @@ def nap(typing_context: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def entropy(typing_context: Any, where: Any, size: Any) -> Any:  # noqa: ARG001
+def entropy(typing_context: Any, where: Any, size: Any) -> Any:
     """Random bytes of the operating system, up to 256; 0 if all went well."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         found = _external(builder, "getentropy", _I32, builder.inttoptr(values[0], _BYTES), values[1])
         return builder.sext(found, _I64)
 
@@ -247,10 +247,10 @@ def _x86(builder: Any) -> bool:
 
 
 @intrinsic
-def pause(typing_context: Any) -> Any:  # noqa: ARG001
+def pause(typing_context: Any) -> Any:
     """A moment's rest inside a loop that waits."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if _x86(builder):
             _external(builder, "llvm.x86.sse2.pause", ir.VoidType())
         else:
@@ -265,10 +265,10 @@ CPU_SET = 128  # bytes of a set of processors
 
 
 @intrinsic
-def processor(typing_context: Any) -> Any:  # noqa: ARG001
+def processor(typing_context: Any) -> Any:
     """The number of the processor that this thread runs on, or -1."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if not _LINUX:
             return ir.Constant(_I64, -1)
         return builder.sext(_external(builder, "sched_getcpu", _I32), _I64)
@@ -278,8 +278,8 @@ def processor(typing_context: Any) -> Any:  # noqa: ARG001
 
 def _affinity(name: str) -> Any:
     @intrinsic
-    def affinity(typing_context: Any, where: Any) -> Any:  # noqa: ARG001
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def affinity(typing_context: Any, where: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             if not _LINUX:
                 return ir.Constant(_I64, -1)
             where = builder.inttoptr(values[0], _BYTES)
@@ -300,10 +300,10 @@ def _register(builder: Any, place: Any, name: str) -> None:
 
 
 @intrinsic
-def flush_denormals(typing_context: Any) -> Any:  # noqa: ARG001
+def flush_denormals(typing_context: Any) -> Any:
     """Makes denormals zero in this thread; returns what `restore_denormals` takes."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if not _x86(builder):
             old = _external(builder, "llvm.aarch64.get.fpcr", _I64)
             _external(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), builder.or_(old, ir.Constant(_I64, 1 << 24)))
@@ -319,8 +319,8 @@ def flush_denormals(typing_context: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def restore_denormals(typing_context: Any, old: Any) -> Any:  # noqa: ARG001
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+def restore_denormals(typing_context: Any, old: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if _x86(builder):
             place = cgutils.alloca_once(builder, _I32)
             builder.store(builder.trunc(values[0], _I32), place)

@@ -104,7 +104,7 @@ def _polynomial(e: Emitter, x: Value, coefficients: tuple[tuple[float, ...], tup
 
 
 def exp_parts(e: Emitter, x: Value, low: Value | float = 0.0) -> tuple[Value, Value]:
-    """p and s with exp(x - low) = s (1 + p): s = 2^n, p = expm1(r), r = x - low - n ln 2; x <= 0."""
+    """P and s with exp(x - low) = s (1 + p): s = 2^n, p = expm1(r), r = x - low - n ln 2; x <= 0."""
     mantissa, bias = (52, 1023) if e.double else (23, 127)
     magic = float((3 << (mantissa - 1)) + bias)
     x = e.at_least(x, e.number(-88.0, -709.4))

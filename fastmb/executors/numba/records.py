@@ -66,7 +66,17 @@ ENGINE = _record(
     *("size", "lanes", "rb", "mr", "n_stages", "stages", "input_ops", "n_input_ops"),
     *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "dropout"),
     *("total_chunks", "tile_squares", "chunk_squares", "row_squares"),
-    *("k_row_squares", "k_squares", "k_tile_squares", "k_average", "groups", "k_scale_rows", "k_limit", "k_outer", "k_noise"),  # kernels
+    *(
+        "k_row_squares",
+        "k_squares",
+        "k_tile_squares",
+        "k_average",
+        "groups",
+        "k_scale_rows",
+        "k_limit",
+        "k_outer",
+        "k_noise",
+    ),  # kernels
 )
 
 #: What one call works on. `x`, `y`: SOURCE; `order`, `sample_weight`: addresses or 0; `row_weights`: whether a

@@ -25,7 +25,8 @@ def _width(e):
 @jit
 def row_squares(e, s, home, first, blocks, dz, block, start):
     """Adds to the squared norms of the blocks' rows what a stage has: its weight's gradient by one row is the product
-    of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015)."""
+    of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015).
+    """
     width = _width(e)
     x = home.squares + e.group * width
     for b in range(blocks):

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import math
 
-from .applied import add_to_lane, apply_gradient, clear_lanes, mean_squares, read_coefficients, to_array, to_update, tree, update
+from .applied import (
+    add_to_lane,
+    apply_gradient,
+    clear_lanes,
+    mean_squares,
+    read_coefficients,
+    to_array,
+    to_update,
+    tree,
+    update,
+)
 from .blocks import apply, block_rows, class_weight, forward, gather, sample_weight, targets, vectors
 from .machine import (
     address,
@@ -158,7 +168,8 @@ def _sum(e, run, mini):
 @jit
 def _row_sweep(e, run, mini, me, tid, threads):
     """Blocks of rows: this thread's own, then what is left of the others'. Where there are fewer blocks than threads,
-    all threads work on every block, each on a part of the features of every stage."""
+    all threads work on every block, each on a part of the features of every stage.
+    """
     if mini.blocks < threads:
         for block in range(mini.blocks):
             _rows(e, run, mini, at(WORKER, e.workers), me, block, 1, tid, threads)
@@ -175,7 +186,8 @@ def _row_sweep(e, run, mini, me, tid, threads):
 @jit
 def _rows(e, run, mini, home, me, first, blocks, part, parts):
     """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward. Does part `part` of `parts`, each a
-    range of features in whole panels, which meet where one needs what another has made."""
+    range of features in whole panels, which meet where one needs what another has made.
+    """
     stage = at(STAGE, e.stages)
     if part == 0:
         for b in range(blocks):
@@ -308,7 +320,8 @@ def _weight_sweep(e, run, mini, me, tid, threads):
 @jit
 def _expect(e, run, mini, me, tid, threads):
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each tile
-    a few cache lines, since all at once they would be waited for."""
+    a few cache lines, since all at once they would be waited for.
+    """
     x = at(SOURCE, run.x)
     following = mini.begin + mini.rows
     rows = min(mini.rows, run.n - following)

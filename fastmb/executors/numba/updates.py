@@ -1,7 +1,7 @@
 """The optimisers' updates: the formulas of csrc/update.inc, one function each.
 
-A function takes the coefficients c of the step, a weight, its gradient and its states, and returns the new weight (None:
-it stays) and the new states. `c` holds what the optimiser's `coefficients` in optim.py lays out.
+A function takes the coefficients c of the step, a weight, its gradient and its states, and returns the new weight
+(None: it stays) and the new states. `c` holds what the optimiser's `coefficients` in fastmb.optim lays out.
 """
 
 from __future__ import annotations
@@ -172,13 +172,14 @@ def update(kind: str, e: Emitter, *arguments: Value) -> None:
         if new_w is not None:
             e.store(new_w, w, at)
         for value, s in zip(new, states, strict=True):
+            assert value is not None
             e.store(value, s, at)
 
     with e.loop(0, rows) as r:
         at, from_ = r * stride, r * g_stride
 
         def each(i: Value, count: int) -> None:
-            span(at + i, from_ + i, count)  # noqa: B023
+            span(at + i, from_ + i, count)
 
         e.spans(n, each)
 
@@ -191,7 +192,7 @@ def average(e: Emitter, *arguments: Value) -> None:
         at = r * stride
 
         def each(i: Value, count: int) -> None:
-            old = e.load(a, at + i, count)  # noqa: B023
-            e.store(e.fma(c, e.load(w, at + i, count) - old, old), a, at + i)  # noqa: B023
+            old = e.load(a, at + i, count)
+            e.store(e.fma(c, e.load(w, at + i, count) - old, old), a, at + i)
 
         e.spans(n, each)
