@@ -39,11 +39,11 @@ def limit() -> int:
 def openmp_limit() -> int:
     """What OpenMP would use in this thread now; without the extension, what the environment tells OpenMP."""
     try:
-        from .executors import native
+        from .executors.native import max_threads
     except ModuleNotFoundError:
         first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
         return max(1, int(first)) if first.isdecimal() else machine_limit()
-    return native.max_threads()
+    return max_threads()
 
 
 def machine_limit() -> int:

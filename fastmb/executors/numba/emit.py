@@ -431,7 +431,7 @@ class Emitter:
     def spans(self, n: Value, each: Callable[[Value, int], None], most: int | None = None) -> None:
         """each(at, count) over n numbers: vectors of `most` (rb) numbers, then of half as many, and so on to one."""
         count = most or self.rb
-        whole = n - n % count
+        whole = n & -count
         with self.loop(0, whole, count) as i:
             each(i, count)
         done = self.variable(whole)

@@ -175,13 +175,16 @@ def update(kind: str, e: Emitter, *arguments: Value) -> None:
             assert value is not None
             e.store(value, s, at)
 
-    with e.loop(0, rows) as r:
-        at, from_ = r * stride, r * g_stride
+    with e.either(n.equals(e.rb)) as (whole, ragged):
+        with whole, e.loop(0, rows) as r:
+            span(r * stride, r * g_stride, e.rb)
+        with ragged, e.loop(0, rows) as r:
+            at, from_ = r * stride, r * g_stride
 
-        def each(i: Value, count: int) -> None:
-            span(at + i, from_ + i, count)
+            def each(i: Value, count: int) -> None:
+                span(at + i, from_ + i, count)
 
-        e.spans(n, each)
+            e.spans(n, each)
 
 
 def average(e: Emitter, *arguments: Value) -> None:
