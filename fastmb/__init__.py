@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .checkpoint import load
     from .integrations import MLflow, OptunaPruning, TensorBoard
     from .lr_finder import LRFinder, find_lr
-    from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
+    from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -76,6 +76,7 @@ __all__ = [
     "SWA",
     "Activation",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -106,6 +107,7 @@ __all__ = [
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "Muon",
     "NAdam",
     "OneCycleLR",
     "OptunaPruning",
@@ -143,7 +145,7 @@ _LAZY = {
     "checkpoint": ("load",),
     "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
     "lr_finder": ("LRFinder", "find_lr"),
-    "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
+    "optim": ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Lion", "Muon", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
 

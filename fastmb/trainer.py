@@ -279,8 +279,8 @@ class Trainer(PerExample, Averaged):
         ------
         ValueError
             If it is a checkpoint of another network (the message tells which parameters differ, and how) or of an
-            optimiser with another state; if it is in the middle of an epoch of other mini-batches; if it is damaged or
-            no checkpoint. Nothing is changed then.
+            optimiser or average with another state; if it is in the middle of an epoch of other mini-batches; if it is
+            damaged or no checkpoint. Nothing is changed then.
         OSError
             If the file can't be read.
         ImportError
@@ -302,6 +302,7 @@ class Trainer(PerExample, Averaged):
         from . import checkpoint
 
         with self._lock:
+            self._check_own_weights()
             checkpoint.load_into(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:

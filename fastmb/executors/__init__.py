@@ -190,6 +190,10 @@ def default_name() -> str:
 
 def build(name: str, plan: Plan, params: np.ndarray, training: Training, n_threads: int | None) -> Executor:
     """The executor called `name`, made ready for a training."""
+    if not training.optimizer.fused:
+        from .stepwise import StepwiseExecutor
+
+        return StepwiseExecutor(name, plan, params, training, n_threads)
     return load(name)(plan, params, training, n_threads)
 
 
