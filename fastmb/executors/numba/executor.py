@@ -480,7 +480,7 @@ class NumbaExecutor:
         """The arrays that an update changes beside the parameters."""
         for name, array in zip(("state0", "state1", "state2"), state, strict=False):
             run[name] = array.ctypes.data
-        touched = (1 + len(state) + int(run["average"][0] != 0)) * self.plan.size * self.target.itemsize
+        touched = (1 + len(state)) * self.plan.size * self.target.itemsize
         run["far"] = run["batch_size"] >= self.target.lanes and touched > GROUP_BYTES
 
     def _store(self, run: np.ndarray, gradient: np.ndarray) -> None:

@@ -387,10 +387,11 @@ def _tiles(e, run, mini, me, tile, end):
             columns = min(e.rb, s.n_out - panel * e.rb)
             start = m * s.n_out + panel * e.rb
             if run.far:
-                average = run.average if into.weight != 0 else 0
-                for array in (run.params, into.state0, into.state1, into.state2, average):
+                for array in (run.params, into.state0, into.state1, into.state2):
                     if array:
                         _ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, s.n_out * e.size)
+            if into.weight != 0:
+                _ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, s.n_out * e.size)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
             if mini.rows > 0:
