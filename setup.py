@@ -5,6 +5,7 @@
 is v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled beside it
 (csrc/isa_*.c choose theirs by pragma) and chosen at import. On AArch64 every machine has the one set, NEON. There is no
 -march=native and no -ffast-math.
+`FASTMB_PURE=1 pip install .` leaves the extensions out; fastmb then runs on Numba, or on the slow reference.
 """
 
 import os
@@ -84,4 +85,7 @@ kernels, functions = ([f"csrc/{main}.c", *sorted(glob(f"csrc/{part}_{ISAS}.c"))]
 native = extension("fastmb.executors.native", ["fastmb/executors/native.pyx", *kernels])
 ops = extension("fastmb.ops._native", ["fastmb/ops/_native.pyx", *functions])
 
-setup(ext_modules=[native, ops], cmdclass={"build_ext": BuildExt})
+# On purpose, for a platform without a compiler. A compiler that is there and fails is an error, as ever.
+PURE = os.environ.get("FASTMB_PURE", "0") not in ("", "0")
+
+setup(ext_modules=[] if PURE else [native, ops], cmdclass={"build_ext": BuildExt})

@@ -30,6 +30,7 @@ from ._per_example import Pending
 from ._planning import check_modules, make_plan
 from ._version import __version__
 from .averaging import AVERAGES
+from .executors import NAMES, available
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
@@ -360,6 +361,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
+    if settings["executor"] in NAMES and not available(settings["executor"]):
+        settings["executor"] = None  # written where there was another one
     trainer = Trainer(net, loss, optimizer, average=average, **settings)
     if pending is not None:
         weight, rows = _entries(pending, ("weight", "rows"), "position.pending")

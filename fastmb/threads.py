@@ -34,10 +34,18 @@ def resolve(asked: int | None, flops: float, flops_per_thread: float = FLOPS_PER
 
 def limit() -> int:
     """The most threads that may run: OpenMP's live count for this thread, and what the machine allows."""
-    from .executors import native
-
-    live = native.max_threads()
+    live = openmp_limit()
     return live if live == 1 else min(live, machine_limit())
+
+
+def openmp_limit() -> int:
+    """What OpenMP would use in this thread now; without the extension, what the environment tells OpenMP."""
+    try:
+        from .executors.native import max_threads
+    except ModuleNotFoundError:
+        first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        return max(1, int(first)) if first.isdecimal() else machine_limit()
+    return max_threads()
 
 
 def machine_limit() -> int:

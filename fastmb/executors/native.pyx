@@ -565,6 +565,7 @@ cdef class NativeExecutor:
         cdef Batch batch
         memset(&batch, 0, sizeof(Batch))
         self._batch(&batch, batches)
+        batch.order = NULL
         batch.n = batch.X.columns and batches.X.shape[0]
         self._infer(&batch, out, &losses[0], &weights[0])
 
