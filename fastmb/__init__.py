@@ -18,6 +18,7 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
+from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
@@ -82,6 +83,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "BCEWithLogits",
+    "BatchNorm1d",
     "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
@@ -98,6 +100,7 @@ __all__ = [
     "Huber",
     "Identity",
     "LRFinder",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
@@ -111,11 +114,13 @@ __all__ = [
     "NAdam",
     "OneCycleLR",
     "OptunaPruning",
+    "PReLU",
     "PolynomialLR",
     "RAdam",
     "RMSprop",
     "ReLU",
     "ReduceLROnPlateau",
+    "Residual",
     "Sequential",
     "SequentialLR",
     "SiLU",
