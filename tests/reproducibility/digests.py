@@ -72,8 +72,11 @@ def network(dtype: str, activation: str = "gelu") -> mb.Sequential:
 
 
 def optimizers() -> Iterator[tuple[str, optim.Optimizer]]:
-    """Every optimiser, with its switches on and off, with momentum and without; weight decay wherever there is one."""
-    for cls in optim.OPTIMIZERS.values():
+    """Every optimiser, with its switches on and off, with momentum and without; weight decay wherever there is one.
+
+    But for those that look at whole matrices: their products are NumPy's.
+    """
+    for cls in filter(lambda cls: cls.fused, optim.OPTIMIZERS.values()):
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
         always = {"weight_decay": 0.01} if "weight_decay" in fields else {}
         choices: dict[str, tuple[object, object]] = {
