@@ -6,6 +6,8 @@
   share of the machine's peak and the ratio to the best peer. This is the comparison to quote.
 - ``pytest bench`` is the pytest-benchmark suite: one entry for each workload and peer, to be saved and compared between
   commits. ``pytest bench --benchmark-disable`` runs each once, untimed, and checks that all do the same mathematics.
+- ``bench_matmul.py``, ``bench_activation_backward.py`` and ``bench_reduction.py`` set the functions of `fastmb.ops` against
+  the peers'; `turns` runs all of a case in turn, so these entries may be compared with each other.
 - ``python -m bench.time_to_accuracy`` trains until a goal is reached, each library with its own best settings.
 - ``python -m bench.scaling`` shows how the cost of a step grows with batch, width, depth and rows; ``--model`` reckons
   what more cores would give.
