@@ -2,12 +2,13 @@
 
 `fastmb.executors.native` is made of native.pyx (loops and threads) and csrc/*.c (what one core does to one block);
 `fastmb.ops._native` of _native.pyx and csrc/ops_*.c, and it takes the other kernels from the first.
-The base is x86-64-v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
-beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. There is no -march=native and no -ffast-math.
+On x86-64 the base is v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
+beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. On AArch64 every machine has the one set, NEON.
+There is no -march=native and no -ffast-math.
 """
 
 import os
-import platform
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
@@ -15,7 +16,13 @@ import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-BASE = ["-march=x86-64-v2"] if platform.machine() in ("x86_64", "AMD64") else []
+# The instruction sets of each processor, as the files of csrc/ name them, and the flags of its base.
+X86, ARM = ("v*", ["-march=x86-64-v2"]), ("neon", [])
+PROCESSORS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
+processor = sysconfig.get_platform().split("-")[-1].lower()
+if processor not in PROCESSORS:
+    raise SystemExit(f"fastmb has kernels for x86-64 and AArch64; this machine is {processor}")
+ISAS, BASE = PROCESSORS[processor]
 # Nothing is fused but what the kernels fuse themselves, and nothing is reordered: the arithmetic contract.
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 OTHERS = ["-O3", "-std=gnu11", "-fopenmp", "-fvisibility=hidden"]
@@ -55,7 +62,7 @@ class BuildExt(build_ext):
             self.copy_extensions_to_source()
 
 
-OPS = sorted(glob("csrc/ops_*.c"))
+OPS = ["csrc/ops_dispatch.c", *sorted(glob(f"csrc/ops_{ISAS}.c"))]
 
 
 def extension(name: str, sources: list[str]) -> Extension:
@@ -73,7 +80,7 @@ def extension(name: str, sources: list[str]) -> Extension:
     return made
 
 
-kernels = sorted(set(glob("csrc/*.c")) - set(OPS))
+kernels = ["csrc/dispatch.c", *sorted(glob(f"csrc/isa_{ISAS}.c"))]
 native = extension("fastmb.executors.native", ["fastmb/executors/native.pyx", *kernels])
 ops = extension("fastmb.ops._native", ["fastmb/ops/_native.pyx", *OPS])
 

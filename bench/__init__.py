@@ -1,13 +1,19 @@
 """Who is faster? fastmb and its peers on the same work, in the same run.
 
-`workloads` names the work, `peers` is how each library does it at its best, and programs time it:
+``pytest bench --benchmark-json=results.json`` runs the pytest-benchmark suites, and ``python -m bench.report
+results.json`` makes a Markdown table and plots of what they found. In a suite fastmb and the peers run in turn, round
+after round in one process (`turns`); the medians count, and each result carries its conditions, the share of the
+machine's peak measured in the same rounds, and the largest error against float64. This is the comparison to quote:
 
-- ``python -m bench.steps`` runs fastmb and the peers in turn, round after round in one process, and prints medians, the
-  share of the machine's peak and the ratio to the best peer. This is the comparison to quote.
-- ``pytest bench`` is the pytest-benchmark suite: one entry for each workload and peer, to be saved and compared between
-  commits. ``pytest bench --benchmark-disable`` runs each once, untimed, and checks that all do the same mathematics.
-- ``bench_matmul.py``, ``bench_activation_backward.py`` and ``bench_reduction.py`` set the functions of `fastmb.ops` against
-  the peers'; `turns` runs all of a case in turn, so these entries may be compared with each other.
+- ``bench_step``: training steps; `workloads` names the work, `peers` is how each library does it at its best;
+- ``bench_matmul``, ``bench_activation_backward``, ``bench_reduction``: the functions of `fastmb.ops`;
+- ``bench_latency``: one step, and one prediction, of a few rows from Python;
+- ``bench_custom``: a user's own activation against the built-in one;
+- ``bench_import``: the time of an import, the size of a wheel.
+
+``--threads 2,1`` measures with these counts instead of all processors. ``pytest bench --benchmark-disable`` runs
+everything once, untimed, and checks that all do the same mathematics. Programs beside the suites:
+
 - ``python -m bench.time_to_accuracy`` trains until a goal is reached, each library with its own best settings.
 - ``python -m bench.scaling`` shows how the cost of a step grows with batch, width, depth and rows; ``--model`` reckons
   what more cores would give.

@@ -7,6 +7,7 @@ import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -46,13 +47,19 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1) -> float | None:
     return float(native.fma_peak(dtype, threads, seconds))
 
 
-def copy_bandwidth(threads: int, size: int = 1 << 27, rounds: int = 5) -> float:
-    """GB/s, read and written, of copying arrays of `size` bytes together, each thread its part, now: the median."""
-    parts = [(np.ones(size // threads, np.uint8), np.zeros(size // threads, np.uint8)) for _ in range(threads)]
-    rates = []
+def copy_bandwidth(threads: int, seconds: float = 0.1, size: int = 1 << 26) -> float:
+    """GB/s read and written by `threads` threads that copy `size` bytes each, far more than caches hold, now."""
+    arrays = [(np.ones(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
+    rates: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(rounds):
+        end = time.perf_counter() + seconds
+        while not rates or time.perf_counter() < end:
             start = time.perf_counter()
-            list(pool.map(lambda part: np.copyto(part[1], part[0]), parts))
-            rates.append(2 * size / (time.perf_counter() - start) / 1e9)
-    return float(np.median(rates))
+            list(pool.map(lambda pair: np.copyto(*pair), arrays))  # copyto lets go of the GIL
+            rates.append(2e-9 * size * threads / (time.perf_counter() - start))
+    return median(rates)
+
+
+def allowed_threads() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -367,9 +367,12 @@ def missing(peer: type[Peer]) -> str | None:
     return None
 
 
+def version(package: str) -> str:
+    """The version of a package, or Python's."""
+    return platform.python_version() if package == "python" else str(import_module(package).__version__)
+
+
 def versions(peers: Iterable[type[Peer]]) -> dict[str, str]:
     """The versions of all packages that these peers import, and Python's."""
-    found = {"python": platform.python_version()}
-    for package in dict.fromkeys(package for peer in peers for package in peer.packages if "." not in package):
-        found[package] = str(import_module(package).__version__)
-    return found
+    packages = dict.fromkeys(package for peer in peers for package in peer.packages if "." not in package)
+    return {package: version(package) for package in ("python", *packages)}

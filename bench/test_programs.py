@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import scaling, threads, time_to_accuracy
+from . import report, scaling, threads, time_to_accuracy
 from .peers import PEERS, missing
 from .workloads import WORKLOADS
 
@@ -83,3 +83,67 @@ def test_threads(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[-2:]] == ["| 4-8-2", "| tiny"]
     assert lines[-1].endswith("% |")
+
+
+def result(case: str, seconds: dict[str, float], work: float | None = 1e6) -> dict[str, Any]:
+    """What `turns.in_turn` notes."""
+    return {
+        "case": case,
+        "shape": "8-8",
+        "dtype": "float32",
+        "threads": 2,
+        "work": work,
+        "unit": "GFLOP/s" if work else None,
+        "peak": 200.0 if work else None,
+        "contenders": {
+            name: {
+                "seconds": taken,
+                "fastest": taken / 2,
+                "slowest": taken * 2,
+                "rate": 1e-9 * work / taken if work else None,
+                "share": 1e-9 * work / taken / 200 if work else None,
+                "error": 1e-7,
+                "how": {},
+            }
+            for name, taken in seconds.items()
+        },
+        "left_out": ["torch left out: No module named 'torch'"],
+        "isa": "v3",
+        "processor": "a processor, 2 cores",
+        "environment": {"OMP_NUM_THREADS": "1"},
+        "versions": {"numpy": "2.0"},
+    }
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    suites = {
+        "steps": [result("one", {"fastmb": 1e-5, "jax": 2e-5}), result("two", {"fastmb": 4e-5, "numpy": 2e-5})],
+        "import": [result("import", {"fastmb": 0.2, "numpy": 0.15}, work=None)],
+    }
+    entries = [{"group": group, "extra_info": info} for group, infos in suites.items() for info in infos]
+    size = {"wheel_bytes": 1e6, "installed_bytes": {"fastmb": 2e6}, "versions": {}, "environment": {}}
+    entries += [{"group": "size", "extra_info": size}, {"group": "somebody else's", "extra_info": {}}]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"benchmarks": entries}))
+    report.main([str(file), "--out", str(tmp_path / "out")])
+    text = capsys.readouterr().out
+    assert (tmp_path / "out/report.md").read_text().strip() == text.strip()
+    row = "| one | 8-8 | float32 | 2 | **10 us** (5 us to 20 us) | 20 us | - | 100 GFLOP/s | 50% |"
+    assert row + " fastmb 1.0e-07, jax 1.0e-07 | 2.00 (jax) |" in text
+    assert "A peer is faster in: two." in text
+    assert "Missing: torch left out: No module named 'torch'." in text
+    assert "NOTE: OMP_NUM_THREADS=1 was set" in text
+    assert "fastmb's wheel: 1.00 MB" in text
+    for plot in ("share", "times"):
+        drawn = (tmp_path / f"out/{plot}.svg").read_text()
+        assert f"![{plot}]({plot}.svg)" in text
+        assert "steps" in drawn
+        assert len(drawn) < 60_000
+
+
+def test_report_of_nothing_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text('{"benchmarks": []}')
+    with pytest.raises(SystemExit, match="no result that this program can read"):
+        report.main([str(file), "--out", str(tmp_path)])

@@ -1,154 +1,164 @@
-"""Calls of several libraries in turn, as results of pytest-benchmark.
+"""fastmb and its peers in turn, as one result of pytest-benchmark: what all suites here time with.
 
-A case's calls are timed together, round after round, when the first of its tests asks for one; each test then hands its
-own rounds to pytest-benchmark, which reads a clock that goes forward by what was measured. So the numbers of a case are
-from the same seconds, and each peer has its own entry, with median, spread and ``extra_info``.
+A round of a result lets everyone work, one after the other, for the same time; pytest-benchmark's own figures are
+fastmb's. ``extra_info`` has the rest, in the form that ``bench.report`` reads: the shape, the dtype, the threads, the
+instruction set, the versions, the machine's peak measured in the same rounds, and for everyone the median time, the
+rate it comes to, its share of the peak and its largest error against float64. The median counts, the error is shown
+beside it, and who was missing is named.
 """
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
+from functools import cache
+from statistics import median
 from typing import Any
 
-import numpy as np
-
 from .machine import copy_bandwidth, environment, fma_peak, isa, processor
+from .peers import version
 
-PEERS = ("fastmb", "numpy", "torch", "jax")
-ROUNDS, SECONDS = 9, 0.02  # rounds of a case; how long each call's part of a round is to take
-Call = Callable[[], Any]
-
-
-class Clock:
-    """A timer that goes forward when it is told to."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-clock = Clock()
+Run = Callable[[int], Any]
 
 
 @dataclass
-class Case:
-    """One piece of work: its calls by peer, each returning its result, and what they should give."""
+class Contender:
+    """Somebody who does the work."""
 
-    name: str
-    dtype: str
-    threads: int
-    calls: dict[str, Call]
-    exact: np.ndarray  # float64
-    flops: float = 0.0  # of a call, or
-    bytes: float = 0.0  # read and written
-    times: dict[str, list[float]] = field(default_factory=dict)
-    yardstick: float | None = None  # GFLOP/s or GB/s of the machine, measured beside
+    run: Run  # does it so many times
+    units: int = 1  # pieces of work, such as steps, in one of these times
+    how: Mapping[str, Any] = field(default_factory=dict)  # the variant that was found the fastest
+    packages: tuple[str, ...] = ()  # whose versions count
 
 
-def missing(peer: str) -> str | None:
-    """What keeps a peer from running, or None."""
-    package = "fastmb.ops._native" if peer == "fastmb" else peer
-    try:
-        import_module(package)
-    except ImportError as error:
-        return f"{peer} left out: {error}"
-    return None
+def looped(call: Callable[[], Any]) -> Run:
+    """`run` for a call that does the work once."""
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            call()
+
+    return run
 
 
-def unfit(peer: str, threads: int, all_threads: int) -> str | None:
-    """Why a peer can't run on so many threads, or None."""
-    if peer == "jax" and threads != all_threads:
-        return f"jax left out: it takes {all_threads} threads, not {threads}"
-    return missing(peer)
-
-
-@contextmanager
-def limits(threads: int) -> Iterator[None]:
-    """Every library that can be told takes so many threads."""
-    from threadpoolctl import threadpool_limits
-
-    try:
-        import torch
-    except ImportError:
-        with threadpool_limits(threads):
-            yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def measure(case: Case) -> None:
-    """`ROUNDS` rounds of all calls, one after the other, beginning with another one each time."""
-    names = list(case.calls)
-    repeats = {}
-    for name, call in case.calls.items():
-        call()
-        taken, n = 0.0, 1
-        while (taken := _seconds(call, n)) < SECONDS / 4 and n < 1 << 20:
-            n *= 2
-        repeats[name] = max(1, round(n * SECONDS / taken))
-    case.times = {name: [] for name in names}
-    for turn in range(ROUNDS):
-        at = turn % len(names)
-        for name in names[at:] + names[:at]:
-            case.calls[name]()
-            case.times[name].append(_seconds(case.calls[name], repeats[name]) / repeats[name])
-    if case.flops:
-        case.yardstick = fma_peak(case.dtype, case.threads)
-    else:
-        case.yardstick = copy_bandwidth(case.threads)
-
-
-def _seconds(call: Call, n: int) -> float:
+def seconds_of(run: Run, times: int) -> float:
+    """Wall time of so many times."""
     start = time.perf_counter()
-    for _ in range(n):
-        call()
+    run(times)
     return time.perf_counter() - start
 
 
-def run(benchmark: Any, case: Case, peer: str) -> None:
-    """One entry: this peer's rounds of the case, and what they come to."""
-    found = np.asarray(case.calls[peer](), np.float64)
-    error = float(np.abs(found - case.exact).max(initial=0) / max(np.abs(case.exact).max(initial=0), 1e-300))
-    assert error < 1e3 * np.finfo(case.dtype).eps, f"{peer}: error {error}"
+def times_in(run: Run, seconds: float) -> int:
+    """How many times fill so much time, at least one; warms up, too."""
+    run(1)
+    times = 1
+    while (taken := seconds_of(run, times)) < seconds / 4:
+        times = max(2 * times, int(times * seconds / max(taken, 1e-9) / 2))
+    return max(1, round(times * seconds / taken))
+
+
+def fastest(variants: Iterable[Contender], seconds: float = 0.05) -> Contender:
+    """The one of several ways to do the same work that is done soonest."""
+    variants = list(variants)
+    if len(variants) == 1:
+        return variants[0]
+
+    def cost(contender: Contender) -> float:
+        times = times_in(contender.run, seconds)
+        return min(seconds_of(contender.run, times) for _ in range(2)) / (times * contender.units)
+
+    return min(variants, key=cost)
+
+
+def in_turn(
+    benchmark: Any,
+    contenders: Mapping[str, Contender],
+    *,
+    case: str,
+    shape: str,
+    dtype: str,
+    threads: int,
+    flops: float | None = None,
+    moved: float | None = None,
+    errors: Mapping[str, float] | None = None,
+    left_out: Iterable[str] = (),
+    rounds: int = 7,
+    seconds: float = 0.05,
+    settle: bool = True,
+) -> None:
+    """Times `contenders`, of which "fastmb" is one, and notes all that a result has.
+
+    A unit of the work is so many floating-point operations (`flops`) or moves so many bytes (`moved`); with neither,
+    only times are told. `left_out` says who is missing and why. A turn takes `seconds`, or one time if that is longer,
+    and before it, to `settle`, one time more. With ``--benchmark-disable`` everyone works once.
+    """
+    ours = contenders["fastmb"]
+    others = {name: contender for name, contender in contenders.items() if name != "fastmb"}
     if benchmark.disabled:
-        benchmark(case.calls[peer])
+        for contender in others.values():
+            contender.run(1)
+        benchmark(ours.run, 1)
         return
-    if not case.times:
-        measure(case)
-    durations = iter(case.times[peer])
+    times = {name: times_in(contender.run, seconds) for name, contender in contenders.items()}
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    peaks = []
 
-    def replay() -> None:
-        clock.now += next(durations)
+    def before_a_round() -> None:
+        for name, contender in others.items():
+            gc.collect()
+            if settle:
+                contender.run(1)  # the threads of the one before it go to sleep
+            found[name].append(seconds_of(contender.run, times[name]) / (times[name] * contender.units))
+        peaks.append(_peak(dtype, threads, flops, moved))
+        gc.collect()
+        if settle:
+            ours.run(1)
 
-    benchmark.group = f"{case.name}, {case.dtype}, {case.threads} threads"
-    benchmark.pedantic(replay, rounds=len(case.times[peer]), iterations=1)
-    seconds = float(np.median(case.times[peer]))
-    rate = (case.flops or case.bytes) / seconds / 1e9
-    kind = ("gflops", "peak_gflops", "share_of_peak") if case.flops else ("gb_s", "copy_gb_s", "share_of_copy")
-    others = [float(np.median(t)) for name, t in case.times.items() if name != "fastmb"]
+    benchmark.pedantic(ours.run, args=(times["fastmb"],), setup=before_a_round, rounds=rounds)
+    found["fastmb"] = [taken / (times["fastmb"] * ours.units) for taken in benchmark.stats.stats.data]
+    peak = max((peak for peak in peaks if peak is not None), default=None)
+    work = flops if flops is not None else moved
     benchmark.extra_info.update(
-        {kind[0]: rate, kind[1]: case.yardstick, kind[2]: rate / case.yardstick if case.yardstick else None},
-        case=case.name,
-        peer=peer,
-        shape=case.name,
-        dtype=case.dtype,
-        threads=case.threads,
-        us=1e6 * seconds,
-        times_best_peer=min(others) / seconds if peer == "fastmb" and others else None,
-        error=error,
+        case=case,
+        shape=shape,
+        dtype=dtype,
+        threads=threads,
+        work=work,
+        unit=None if work is None else "GFLOP/s" if flops is not None else "GB/s",
+        peak=peak,
+        contenders={
+            name: _result(contenders[name], found[name], work, peak, (errors or {}).get(name)) for name in contenders
+        },
+        left_out=list(left_out),
         isa=isa(),
-        processor=processor(),
-        versions={name: str(import_module(name.split(".")[0]).__version__) for name in case.calls},
+        processor=_processor(),
         environment=environment(),
+        versions={p: version(p) for p in ("python", "numpy", *(p for c in contenders.values() for p in c.packages))},
     )
+
+
+def _peak(dtype: str, threads: int, flops: float | None, moved: float | None) -> float | None:
+    if flops is not None:
+        return fma_peak(dtype, threads, 0.02)
+    return None if moved is None else copy_bandwidth(threads, 0.02)
+
+
+def _result(
+    contender: Contender, times: list[float], work: float | None, peak: float | None, error: float | None
+) -> dict[str, Any]:
+    taken = median(times)
+    rate = None if work is None else 1e-9 * work / taken
+    return {
+        "seconds": taken,
+        "fastest": min(times),
+        "slowest": max(times),
+        "rate": rate,
+        "share": rate / peak if rate and peak else None,
+        "error": error,
+        "how": dict(contender.how),
+    }
+
+
+_processor = cache(processor)

@@ -3,6 +3,8 @@
 
 #include "fastmb.h"
 
+#if defined(__x86_64__)
+
 extern const fmb_kernels fmb_kernels_f32_v2, fmb_kernels_f64_v2;
 extern const fmb_kernels fmb_kernels_f32_v3, fmb_kernels_f64_v3;
 extern const fmb_kernels fmb_kernels_f32_v4, fmb_kernels_f64_v4;
@@ -23,3 +25,18 @@ const fmb_kernels *fmb_kernels_for(enum fmb_isa isa, enum fmb_dtype dtype)
     const int have[FMB_ISAS] = {[FMB_V2] = v2, [FMB_V3] = v3, [FMB_V4] = v4};
     return have[isa] ? tables[isa][dtype] : NULL;
 }
+
+#elif defined(__aarch64__)
+
+extern const fmb_kernels fmb_kernels_f32_neon, fmb_kernels_f64_neon;
+
+const fmb_kernels *fmb_kernels_for(enum fmb_isa isa, enum fmb_dtype dtype)
+{
+    if (isa != FMB_NEON)
+        return NULL;
+    return dtype == FMB_F64 ? &fmb_kernels_f64_neon : &fmb_kernels_f32_neon;
+}
+
+#else
+#error "fastmb has kernels for x86-64 and AArch64"
+#endif

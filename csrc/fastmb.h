@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum fmb_isa { FMB_V2, FMB_V3, FMB_V4, FMB_ISAS };
+enum fmb_isa { FMB_V2, FMB_V3, FMB_V4, FMB_NEON, FMB_ISAS };
 enum fmb_dtype { FMB_F32, FMB_F64 };
 
 enum fmb_activation {
@@ -20,11 +20,18 @@ enum fmb_activation {
     FMB_SOFTPLUS, FMB_TANH, FMB_SIGMOID
 };
 
-enum fmb_loss { FMB_CROSS_ENTROPY, FMB_BCE_WITH_LOGITS, FMB_MSE, FMB_MAE, FMB_HUBER, FMB_LINEAR };
+enum fmb_loss { FMB_CROSS_ENTROPY, FMB_BCE_WITH_LOGITS, FMB_MSE, FMB_MAE, FMB_HUBER, FMB_LINEAR, FMB_CUSTOM_LOSS };
+
+/* A user's own function, compiled for blocks of T, elementwise and in place on n values. An activation: a = f(a), and
+ * with FMB_SLOPE d = f'(a), with FMB_TIMES_SLOPE d *= f'(a); d may be NULL with FMB_VALUE. A loss: b = f(a, b), and
+ * unless FMB_VALUE a = df/da. */
+enum fmb_mode { FMB_VALUE, FMB_SLOPE, FMB_TIMES_SLOPE };
+typedef void (*fmb_callback)(void *a, void *b, int64_t n, int64_t mode);
 
 enum fmb_update {
-    FMB_GRADIENT, FMB_ACCUMULATE, FMB_SGD, FMB_MOMENTUM, FMB_NESTEROV, FMB_ADAM, FMB_AMSGRAD, FMB_RMSPROP, FMB_RMSPROP_MOMENTUM,
-    FMB_RMSPROP_CENTERED, FMB_RMSPROP_CENTERED_MOMENTUM, FMB_ADAGRAD
+    FMB_GRADIENT, FMB_ACCUMULATE, FMB_SGD, FMB_MOMENTUM, FMB_NESTEROV, FMB_ADAM, FMB_AMSGRAD, FMB_RMSPROP,
+    FMB_RMSPROP_MOMENTUM, FMB_RMSPROP_CENTERED, FMB_RMSPROP_CENTERED_MOMENTUM, FMB_ADAGRAD, FMB_NADAM, FMB_RADAM,
+    FMB_ADAMAX, FMB_ADADELTA, FMB_LION
 };
 
 /* A product of tiles: C[m][v] (+)= sum over blocks, over k, of A[m][k] * B[k][v], each element one chain of fused
@@ -46,6 +53,7 @@ typedef struct {
     double smoothing;       /* cross-entropy: label smoothing */
     double delta;           /* huber */
     const void *weight;     /* T[n]: class weights (cross-entropy) or pos_weight (bce), or NULL for ones */
+    fmb_callback function;  /* FMB_CUSTOM_LOSS: the loss of one output */
 } fmb_loss_spec;
 
 /* Where a column of a user's array lies: element (row, column) is at data + row * row_stride + column * col_stride
@@ -131,6 +139,9 @@ typedef struct {
      * already rounded to T. FMB_GRADIENT: s0 = g; FMB_ACCUMULATE: s0 += g. */
     void (*update)(enum fmb_update kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
                    int64_t rows, int64_t n, int64_t stride, int64_t g_stride);
+
+    /* A running average a of rows x n weights w, a row of both every `stride` elements: a += weight (w - a). */
+    void (*average)(double weight, const void *w, void *a, int64_t rows, int64_t n, int64_t stride);
 
     /* Rows of a user's array into a block: out[c * rb + r] = T(source(index[r], c)) * scale, r < rows; lanes beyond
      * `rows` become 0. `index` NULL stands for first, first + 1, ... */

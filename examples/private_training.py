@@ -10,9 +10,8 @@ as a number, how little the weights tell of any one row (Abadi et al. 2016). The
 import math
 
 import dp_accounting
-from dp_accounting import rdp
-
 import fastmb as mb
+from dp_accounting import rdp
 
 X, y = mb.datasets.load_digits()
 X_test, y_test = X[::5], y[::5]
@@ -38,9 +37,13 @@ trainer.fit(X, y, max_epochs=epochs, verbose=0)
 # Each update is a Gaussian mechanism on a Poisson sample; the accountant adds them up.
 
 accountant = rdp.RdpAccountant()
-event = dp_accounting.PoissonSampledDpEvent(batch_size / len(X), dp_accounting.GaussianDpEvent(noise_multiplier))
+event = dp_accounting.PoissonSampledDpEvent(
+    batch_size / len(X), dp_accounting.GaussianDpEvent(noise_multiplier)
+)
 accountant.compose(event, trainer.t)
 epsilon = accountant.get_epsilon(delta)
 accuracy = trainer.evaluate(X_test, y_test)["accuracy"]
-print(f"{trainer.t} updates: epsilon {epsilon:.2f} at delta {delta:g}; accuracy on other rows {accuracy:.3f}")
+print(
+    f"{trainer.t} updates: epsilon {epsilon:.2f} at delta {delta:g}; accuracy on other rows {accuracy:.3f}"
+)
 assert trainer.t == epochs * math.ceil(len(X) / batch_size)

@@ -9,16 +9,19 @@ same weights as the one pass of matrix products that a library makes of it.
 
 import time
 
-import numpy as np
-
 import fastmb as mb
+import numpy as np
 
 X, y = mb.datasets.load_digits()
 X, y = X[:64], y[:64]
 
 
 def trainer():
-    return mb.Trainer(mb.mlp([64, 32, 10], dtype="float64"), optimizer=mb.SGD(lr=0.1), input_scale=1 / 16)
+    return mb.Trainer(
+        mb.mlp([64, 32, 10], dtype="float64"),
+        optimizer=mb.SGD(lr=0.1),
+        input_scale=1 / 16,
+    )
 
 
 def timed(what, best=20):
@@ -66,15 +69,26 @@ print(f"the batched step:      {1e6 * batched:8.1f} us")
 for name, what in (("the loop", the_loop), ("averaged by hand", by_hand)):
     seconds, weights = timed(what)
     ulps = np.abs(weights - expected).max() / np.spacing(largest)
-    print(f"{name + ':':<22} {1e6 * seconds:8.1f} us; largest difference {ulps:.2f} ulp of the largest weight")
+    print(
+        f"{name + ':':<22} {1e6 * seconds:8.1f} us; largest difference {ulps:.2f} ulp of the largest weight"
+    )
     assert ulps < 4
 
 # %%
 # The two ends of the same call: all rows at a time is (full-batch) gradient descent, one row at a time the stochastic
 # gradient descent of the books. Whatever lies between is a mini-batch.
 
-for rows, name in ((len(X), "full batch"), (16, "mini-batches"), (1, "one example")):
-    one = mb.Trainer(mb.mlp([64, 32, 10]), optimizer=mb.SGD(lr=0.1), batch_size=rows, input_scale=1 / 16)
+for rows, name in (
+    (len(X), "full batch"),
+    (16, "mini-batches"),
+    (1, "one example"),
+):
+    one = mb.Trainer(
+        mb.mlp([64, 32, 10]),
+        optimizer=mb.SGD(lr=0.1),
+        batch_size=rows,
+        input_scale=1 / 16,
+    )
     history = one.fit(X, y, max_epochs=20, verbose=0)
     print(
         f"{name + ',':<14} {one.t:5d} updates in 20 epochs: loss {history['loss'][0]:.3f} -> {history['loss'][-1]:.3f}"
@@ -85,4 +99,7 @@ for rows, name in ((len(X), "full batch"), (16, "mini-batches"), (1, "one exampl
 
 norms = one.per_example_norms(X, y)
 hardest = np.argsort(-norms)[:5]
-print("longest gradients:", ", ".join(f"row {row} ({norms[row]:.2f})" for row in hardest))
+print(
+    "longest gradients:",
+    ", ".join(f"row {row} ({norms[row]:.2f})" for row in hardest),
+)

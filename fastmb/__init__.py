@@ -18,11 +18,12 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
-from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber
+from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
     GELU,
     SELU,
+    Activation,
     Dropout,
     Identity,
     LeakyReLU,
@@ -36,15 +37,19 @@ from .modules import (
     Tanh,
 )
 from .nn import Sequential, mlp
-from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
     from . import ops
+    from .averaging import EMA, SWA
     from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
+    from .integrations import MLflow, OptunaPruning, TensorBoard
+    from .lr_finder import LRFinder, find_lr
     from .ops import use_backend
+    from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
         MultiStepLR,
         OneCycleLR,
         PolynomialLR,
+        ReduceLROnPlateau,
         SequentialLR,
         StepLR,
         WarmUp,
@@ -63,14 +69,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ELU",
+    "EMA",
     "GELU",
     "MAE",
     "MSE",
     "SELU",
     "SGD",
+    "SWA",
+    "Activation",
+    "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "BCEWithLogits",
     "BatchSizeAdvice",
     "CSVLogger",
@@ -87,16 +99,25 @@ __all__ = [
     "History",
     "Huber",
     "Identity",
+    "LRFinder",
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "Lion",
+    "Loss",
+    "MLflow",
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "Muon",
+    "NAdam",
     "OneCycleLR",
+    "OptunaPruning",
     "PolynomialLR",
+    "RAdam",
     "RMSprop",
     "ReLU",
+    "ReduceLROnPlateau",
     "Sequential",
     "SequentialLR",
     "SiLU",
@@ -105,12 +126,14 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoard",
     "Trainer",
     "WarmUp",
     "__version__",
     "advise_batch_size",
     "branch_test",
     "datasets",
+    "find_lr",
     "load",
     "mlp",
     "ops",
@@ -121,10 +144,14 @@ __all__ = [
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
     "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
+    "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
     "checkpoint": ("load",),
+    "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
+    "lr_finder": ("LRFinder", "find_lr"),
     "ops": ("use_backend",),
-    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp"))),
+    "optim": ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Lion", "Muon", "NAdam", "RAdam", "RMSprop"),
+    "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
 }
 
 

@@ -1,4 +1,4 @@
-"""Powers and cosines of arrays by + - * / and sqrt alone: the same bits on every machine, in any company.
+"""Powers, logarithms and cosines of arrays by + - * / and sqrt alone: the same bits on every machine, in any company.
 
 NumPy's own come from a library or a vector unit that differs between machines. Here an element's bits depend on that
 element only, so a schedule may be evaluated step by step or an epoch at a time.
@@ -11,15 +11,17 @@ from math import factorial, pi
 import numpy as np
 
 _COS = [(-1) ** k / factorial(2 * k) for k in range(9)]  # up to y^16: 2^-58 is left of the series at pi/4
+_ATANH = [1 / (2 * k + 1) for k in range(12)]  # up to y^22, |y| <= 0.172
+_LOG_2 = 0.6931471805599453
 _SIN = [(-1) ** k / factorial(2 * k + 1) for k in range(9)]
 
 
-def power(base: float, exponents: np.ndarray) -> np.ndarray:
+def power(base: float | np.ndarray, exponents: np.ndarray) -> np.ndarray:
     """``base ** exponents`` for integers >= 0, by repeated squaring; infinite where it is too large."""
     powers = np.ones(len(exponents))
     for bit in range(int(exponents.max(initial=0)).bit_length()):
         powers = np.where(exponents >> bit & 1, powers * base, powers)
-        base *= base
+        base = base * base
     return powers
 
 
@@ -42,6 +44,15 @@ def real_power(bases: np.ndarray, exponent: float) -> np.ndarray:
         if whole:
             powers = powers * factor
     return powers
+
+
+def log(x: np.ndarray) -> np.ndarray:
+    """``log(x)`` for finite x > 0, to some 3 ulp: x = 2^n m, sqrt(1/2) <= m < sqrt(2), log m = 2 atanh(y)."""
+    m, n = np.frexp(x)
+    low = m < 0.7071067811865476
+    m, n = np.where(low, 2 * m, m), n - low
+    y = (m - 1) / (m + 1)
+    return n * _LOG_2 + 2 * y * _series(_ATANH, y)
 
 
 def cospi(x: np.ndarray) -> np.ndarray:

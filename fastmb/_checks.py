@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from numbers import Real
+
+import numpy as np
 
 
 def number(argument: str, value: object, interval: str) -> float:
@@ -34,6 +37,27 @@ def integer(argument: str, value: object, low: int, high: int | None = None) -> 
     if integer < low or (high is not None and integer > high):
         raise ValueError(message)
     return integer
+
+
+def number_or_schedule(argument: str, value: object, interval: str) -> float | Callable[[int], float]:
+    """`value` as a float in `interval`; a function of the step, such as a schedule, as it is."""
+    return value if callable(value) else number(argument, value, interval)
+
+
+def per_step(argument: str, value: float | Callable[[int], float], interval: str, start: int, n: int) -> np.ndarray:
+    """The values of a number, a schedule or a function of the step at steps `start`, ..., float64 ``(n,)``, checked."""
+    if not callable(value):
+        return np.array([value] * n, dtype=np.float64)
+    if n > 1 and (many := getattr(value, "rates", None)):  # a schedule: all steps at once
+        values = many(start, n)
+    else:
+        values = np.array([float(value(step)) for step in range(start, start + n)], dtype=np.float64)
+    low, high = map(float, interval[1:-1].split(","))
+    right = np.isfinite(values) & (values >= low) & ((values <= high) if interval[-1] == "]" else (values < high))
+    if not right.all():
+        wrong = int(right.argmin())
+        raise ValueError(f"{argument}({start + wrong}) must be a number in {interval}; got {values[wrong].item()!r}")
+    return values
 
 
 def seed(value: object) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+_CHUNK = 1 << 23  # bytes
 
 
-def replace(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> None:
-    """Make `parts`, one after the other, the content of the file at `path`; a symbolic link is followed.
+def replace(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Make what `write` writes to the file it is given the content of the file at `path`; a symbolic link is followed.
 
-    They go to a temporary file in the same folder, which takes the place of the other when the disk has all of it.
+    That is a temporary file in the same folder, which takes the place of the other when the disk has all of it.
     A process that is killed may leave the temporary file, ``.<name>.tmp``; the next one to save there writes over it.
     Several that save at once wait for one another.
     """
@@ -21,8 +24,7 @@ def replace(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -
     with open(_lock(temporary), "wb") as file:
         try:
             file.truncate(0)
-            for part in parts:
-                file.write(part)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -35,6 +37,16 @@ def replace(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def send(file: BinaryIO, part: memoryview) -> None:
+    """Write `part`, and have the system begin to move it to the disk, so that an fsync later has less to wait for."""
+    for start in range(0, len(part), _CHUNK):
+        piece = part[start : start + _CHUNK]
+        file.write(piece)
+        if len(piece) == _CHUNK:
+            with suppress(OSError):  # a hint
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _lock(path: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,7 @@ class Fitting:
         self.interrupt = Interrupt()
         self.snapshot = Snapshot()  # of the weights and the optimiser's state when the epoch began
         if trainer._current is not None and trainer._current.rows != len(batches.X):
-            trainer._current = None
-            trainer.epoch += 1
+            trainer._epoch_done()
         self.first = trainer.epoch
         self.norms = trainer.history._norms_of(len(batches.X)) if trainer.gradient_stats else None
 
@@ -132,8 +132,7 @@ class Fitting:
         if first == 0:
             epoch.next_slice(min(SLICE, self.steps - epoch.done), trainer.gradient_stats)
         sums = epoch.sums[first:]
-        rates = trainer.optimizer.learning_rates(trainer.t, len(sums))
-        coefficients = trainer.optimizer.coefficients(trainer.t, len(sums), rates)
+        rates, coefficients = trainer._coefficients(len(sums))
         made = 0
         while made < len(sums):
             seconds = max(0.0, min(TICK, self.deadline - time.perf_counter()))
@@ -182,7 +181,8 @@ class Fitting:
         trainer.t, trainer._current = self.t, self.start if self.start.done else None
         self.snapshot.restore(self._changing())
         if not self.t:
-            trainer.optimizer.init_state(trainer.state)
+            trainer.state.fill(0)  # the average's, too
+            trainer.optimizer.init_state(trainer.state[: trainer.optimizer.n_states])
         back = f"they had after update {self.t}" if self.t else "they began with"
         raise FloatingPointError(
             f"{what} in epoch {trainer.epoch + 1} at step {step} of {self.steps}, with lr {lr:g}; weights and "
@@ -196,9 +196,10 @@ class Fitting:
         assert epoch is not None
         row: dict[str, float] = {"epoch": trainer.epoch + 1, "loss": epoch.mean_loss()} | epoch.gradient_figures()
         if epoch.done == self.steps:
-            trainer.epoch, trainer._current = trainer.epoch + 1, None
+            trainer._epoch_done()
         if val is not None:
-            row |= {"val_" + name: value for name, value in trainer._evaluate(*val).items()}
+            with trainer.averaged() if getattr(trainer.average, "validate", False) else nullcontext():
+                row |= {"val_" + name: value for name, value in trainer._evaluate(*val).items()}
         examples = min(epoch.done * self.batches.batch_size, epoch.rows)
         row |= {"lr": epoch.lr, "seconds": epoch.seconds, "examples_per_second": examples / epoch.seconds}
         trainer.history._record(row)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .data import Batches, check_output_gradients, check_rows, check_X
-from .executors import Training, load
 from .losses import FromOutside
 from .plan import views
 
@@ -50,6 +49,9 @@ class PerExample:
         def rules(self) -> Rules: ...
 
         def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches: ...
+        def _executor_for(self, loss: Loss) -> Executor: ...
+        def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]: ...
+        def _check_own_weights(self) -> None: ...
 
     def gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, dict[str, np.ndarray]]:
         """The mean loss of one mini-batch, and its mean gradient by parameter name.
@@ -112,12 +114,13 @@ class PerExample:
             If nothing waits.
         """
         with self._lock:
+            self._check_own_weights()
             if self._pending is None:
                 raise ValueError("no gradients wait: call accumulate() or backward() first")
             weight = self._pending.weight or 1.0
             if self.rules.divide:  # mini-batches by chance: their expected size
                 weight = self.rules.divide
-            coefficients = self.optimizer.coefficients(self.t, 1, self.optimizer.learning_rates(self.t, 1))
+            _, coefficients = self._coefficients(1)
             self._executor.apply(self._pending.flat, weight, self.t, coefficients)
             self._pending = None
             self.t += 1
@@ -247,8 +250,7 @@ class PerExample:
 
     def _outside_executor(self) -> Executor:
         """The trainer's executor, but for its loss: the one whose gradient comes from outside."""
-        training = Training(FromOutside(), self.optimizer, self.state, self.batch_size, self.seed, self.rules)
-        return load(self.executor)(self.net.plan, self.net.flat, training, self.n_threads)
+        return self._executor_for(FromOutside())
 
 
 def available_memory() -> int:

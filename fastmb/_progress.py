@@ -36,14 +36,14 @@ class Interrupt:
 
 
 class Progress:
-    """One line on standard error: a tqdm bar if that is installed, else a plain line for each epoch."""
+    """One line: tqdm's bar, or its widget in a notebook. Without tqdm a line on standard error for each epoch."""
 
     def __init__(self, epochs: int, verbose: bool) -> None:
         self._epochs, self._verbose = epochs, verbose
         self._bar: Any = None
         if verbose:
             try:
-                from tqdm import tqdm
+                from tqdm.auto import tqdm
             except ImportError:
                 return
             shape = "{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}{postfix}]"

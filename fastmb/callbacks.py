@@ -2,13 +2,15 @@
 
 `Trainer.fit` is given instances and calls `Callback.on_fit_begin` when all data are checked, `on_epoch_end` after every
 complete epoch, `on_batch_end` after every mini-batch where a class overrides it (only then does a fit enter Python
-there), and `on_fit_end`, unless the fit raised. What ends a fit is the string that one of them returns.
+there), and `on_fit_end`, or `on_exception` if the fit raised. What ends a fit is the string that one of them returns.
+Those that need other packages are in `fastmb.integrations`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,7 @@ class Callback:
 
     @property
     def wants_batches(self) -> bool:
-        """Whether the class overrides `on_batch_end`."""
+        """Whether `on_batch_end` is to be called: if the class overrides it, unless this is overridden too."""
         return type(self).on_batch_end is not Callback.on_batch_end
 
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:
@@ -59,6 +61,9 @@ class Callback:
     def on_fit_end(self, trainer: Trainer) -> None:
         """When the fit has ended, for the reason ``trainer.history.stopped``; not if it raised."""
 
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """When the fit raised, even before `on_fit_begin` was called: another callback's may have raised."""
+
 
 class EarlyStopping(Callback):
     """Ends the fit when a metric doesn't improve any more; ``history.stopped`` is then ``"early_stopping"``.
@@ -73,7 +78,8 @@ class EarlyStopping(Callback):
         An improvement is by more than this.
     restore_best : bool, default False
         Whether the network has the weights of the best epoch when the fit has ended, for whatever reason, unless that
-        is in the middle of an epoch. The optimiser's state and the position are those of the last epoch.
+        is in the middle of an epoch: those that were validated, with an `EMA` the average. The optimiser's state and
+        the position are those of the last epoch.
 
     Attributes
     ----------
@@ -114,9 +120,9 @@ class EarlyStopping(Callback):
         if improved(self.monitor, row[self.monitor], self.best, self.min_delta):
             self.best, self.best_epoch, self._waited = row[self.monitor], int(row["epoch"]), 0
             if self.restore_best and self._weights is None:
-                self._weights = trainer.net.flat.copy()
+                self._weights = trainer._validated_flat().copy()
             elif self._weights is not None:
-                self._weights[:] = trainer.net.flat
+                self._weights[:] = trainer._validated_flat()
             return None
         self._waited += 1
         return "early_stopping" if self._waited >= self.patience else None
@@ -124,6 +130,9 @@ class EarlyStopping(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._weights is not None and trainer._current is None:
             trainer.net.flat[:] = self._weights
+        self._weights = None
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:  # noqa: ARG002
         self._weights = None
 
 
@@ -235,6 +244,13 @@ def check_callbacks(callbacks: object) -> tuple[Callback, ...]:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be a list of callbacks such as [EarlyStopping()]; got {callbacks!r}")
     return found
+
+
+def end_fit(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
+    """Call `on_fit_end` of all callbacks, of those after one that raises too."""
+    with ExitStack() as stack:
+        for callback in reversed(callbacks):
+            stack.callback(callback.on_fit_end, trainer)
 
 
 def check_monitor(monitor: object, metrics: Sequence[str]) -> None:

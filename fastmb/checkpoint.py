@@ -1,20 +1,21 @@
 """Checkpoints: a trainer, whole, in a safetensors file; `Trainer.save` writes it, `load` reads it.
 
-The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the sums of an epoch
-that is under way ("epoch.sums"), gradients that wait ("pending.0.weight"), and the arrays that modules and losses were
-given ("net.0.init", "loss.pos_weight"). The metadata has the entry "fastmb", JSON that describes the rest, and
-"sha256", of that text and all tensors: it finds damage, not forgery. Nothing in the file is run: a class is named,
-looked up in a table, and called with its parameters, which it checks as always. Shapes are compared before memory is
-asked for.
+The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the average of the
+parameters that a trainer may keep ("average.0.weight"), the sums of an epoch that is under way ("epoch.sums"),
+gradients that wait ("pending.0.weight"), and the arrays that modules and losses were given ("net.0.init",
+"loss.pos_weight"). The metadata has the entry "fastmb", JSON that describes the rest, and "sha256", of that text and
+all tensors: it finds damage, not forgery. Nothing in the file is run: a class is named, looked up in a table, and
+called with its parameters, which it checks as always. Shapes are compared before memory is asked for.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -22,16 +23,17 @@ from . import _gradient_stats
 from ._checks import integer, number
 from ._checks import seed as check_seed
 from ._errors import missing_extra, unknown_name
-from ._files import replace
+from ._files import replace, send
 from ._fitting import SLICE, Epoch
 from ._per_example import Pending
 from ._version import __version__
+from .averaging import AVERAGES
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
 from .nn import Sequential, _check_dtype, _check_modules
 from .optim import OPTIMIZERS
 from .plan import views
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -47,6 +49,8 @@ _SETTINGS = (
     *("max_grad_norm", "clip_value", "clip_per_example", "noise_multiplier", "secure", "sampling", "gradient_stats"),
 )
 _FLAGS = ("shuffle", "drop_last", "secure", "gradient_stats")
+_ORDER = ("batch_size", "accumulate_steps", "shuffle", "drop_last", "seed", "sampling", "gradient_stats")  # of an epoch
+_BESIDE = ("state.", "average.", "pending.")  # prefixes of what is as large as the network, but none of it
 _PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
 _FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
 _SHOWN = 8  # differences that an error lists
@@ -65,20 +69,36 @@ def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
 
     tensors: Tensors = {}
     text = json.dumps(describe(trainer, tensors), separators=(",", ":"))
-    header: dict[str, Any] = {"__metadata__": {"fastmb": text, "sha256": _digest(text, tensors)}}
+    metadata = {"fastmb": text, "sha256": "0" * 64}  # until it is known: its length doesn't depend on it
+    header: dict[str, Any] = {"__metadata__": metadata}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # all aligned
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
-    front = json.dumps(header, separators=(",", ":")).encode()
-    front += b" " * (-len(front) % 8)
-    if len(front) > _LONGEST:
+    if (size := len(_front(header)) - 8) > _LONGEST:
         rows = len(trainer.history._rows)
-        raise ValueError(
-            f"can't be saved: header of {len(front)} bytes, {_LONGEST} are allowed; history has {rows} rows"
-        )
-    replace(path, [len(front).to_bytes(8, "little"), front, *map(_bytes, tensors.values())])
+        raise ValueError(f"can't be saved: header of {size} bytes, {_LONGEST} are allowed; history has {rows} rows")
+
+    def write(file: BinaryIO) -> None:
+        digest = _meanwhile(lambda: _digest(text, tensors))  # while the disk takes the tensors
+        file.write(_front(header))
+        for tensor in tensors.values():
+            send(file, _bytes(tensor))
+        metadata["sha256"] = digest()
+        file.seek(0)
+        file.write(_front(header))
+
+    replace(path, write)
+
+
+def _front(header: Mapping[str, Any]) -> bytes:
+    """The header as it stands in a file, with its length before it."""
+    import json
+
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
@@ -95,6 +115,7 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
         },
         "loss": _spec(trainer.loss, _LOSSES, "loss", tensors),
         "optimizer": _spec(trainer.optimizer, _OPTIMIZERS, "optimizer", tensors),
+        "average": None if trainer.average is None else _spec(trainer.average, AVERAGES, "average", tensors),
         "trainer": {name: getattr(trainer, name) for name in _SETTINGS},
         "position": {"t": trainer.t, "epoch": trainer.epoch, "current": None, "pending": None},
         "history": {"stopped": trainer.history.stopped, "rows": trainer.history._rows},
@@ -108,18 +129,37 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
         description["position"]["pending"] = {"weight": trainer._pending.weight, "rows": trainer._pending.rows}
     if trainer.history.example_norms is not None:
         tensors["history.example_norms"] = trainer.history.example_norms
-    for prefix, flat in _vectors(trainer):
-        tensors |= {prefix + name: array for name, array in views(flat, net.plan).items()}
+    tensors |= _arrays(trainer)
     return description
 
 
 def _vectors(trainer: Trainer) -> list[tuple[str, np.ndarray]]:
-    vectors = [("", trainer.net.flat), *((f"state.{k}.", state) for k, state in enumerate(trainer.state))]
-    return vectors if trainer._pending is None else [*vectors, ("pending.", trainer._pending.flat)]
+    average, pending = trainer.average is not None, trainer._pending
+    waiting = [] if pending is None else [pending.flat]
+    prefixes = _prefixes(trainer.optimizer.n_states, average, pending is not None)
+    return list(zip(prefixes, [trainer.net.flat, *trainer.state, *waiting], strict=True))
+
+
+def _prefixes(n_states: int, average: bool, pending: bool) -> list[str]:
+    """What names begin with: of parameters, of the optimiser's state, of their average, of gradients that wait."""
+    return ["", *(f"state.{k}." for k in range(n_states)), *["average."] * average, *["pending."] * pending]
+
+
+def _arrays(trainer: Trainer) -> Tensors:
+    """Parameters, the optimiser's state, an average and gradients that wait, by name, all of them views."""
+    found: Tensors = {}
+    for prefix, flat in _vectors(trainer):
+        found |= {prefix + name: array for name, array in views(flat, trainer.net.plan).items()}
+    return found
 
 
 def _spec(thing: Any, table: Mapping[str, Any], where: str, tensors: Tensors) -> dict[str, Any]:
     name = type(thing).__name__
+    if getattr(thing, "function", None) is not None:
+        raise TypeError(
+            f"{where} can't be saved: {thing!r} is made of a Python function, which a checkpoint doesn't hold; "
+            "pickle holds it, if it can be imported"
+        )
     if table.get(name) is not type(thing):
         raise TypeError(f"{where} can't be saved: {name} is not one of {', '.join(table)}")
     parameters = (field.name for field in fields(table[name]) if field.init)
@@ -130,7 +170,7 @@ def _value(value: Any, where: str, tensors: Tensors) -> Any:
     if isinstance(value, np.ndarray):
         tensors[where] = np.ascontiguousarray(value)
         return {"tensor": where}
-    if isinstance(value, Schedule):
+    if type(value) in SCHEDULES.values():
         return _spec(value, SCHEDULES, where, tensors)
     if isinstance(value, tuple):
         return [_value(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
@@ -149,6 +189,23 @@ def _digest(text: str, tensors: Tensors) -> str:
         digest.update(f"{name} {tensor.dtype.name} {tensor.shape}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _meanwhile(work: Callable[[], str]) -> Callable[[], str]:
+    """Start `work` in a thread; what is returned waits for its result."""
+    results: list[str] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    try:
+        thread.start()
+    except RuntimeError:  # as the interpreter ends there are no more threads
+        results.append(work())
+
+    def result() -> str:
+        if not results:
+            thread.join()
+        return results[0]
+
+    return result
 
 
 def _bytes(tensor: np.ndarray) -> memoryview:
@@ -201,6 +258,40 @@ def load(path: str | os.PathLike[str]) -> Trainer:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
+def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """What `Trainer.load` does."""
+    found = load(path)
+    arrays, theirs = _arrays(trainer), _arrays(found)
+    kind, other = trainer.optimizer.kind, found.optimizer.kind
+    wrong = _differences(
+        {name: array for name, array in theirs.items() if not name.startswith(_BESIDE)},
+        {name: (array.dtype, array.shape) for name, array in arrays.items() if not name.startswith(_BESIDE)},
+    )
+    if wrong:
+        raise ValueError(f"{os.fspath(path)} is a checkpoint of another network: {wrong}")
+    if kind != other:
+        saved = f"{type(found.optimizer).__name__} ({other})"
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of another optimiser: it has the state of {saved}, "
+            f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
+        )
+    if type(found.average) is not type(trainer.average):
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of a trainer with average={found.average!r}; this one's is "
+            f"{trainer.average!r}"
+        )
+    apart = [name for name in _ORDER if getattr(found, name) != getattr(trainer, name)]
+    if found._current is not None and apart:
+        how = (f"{name} was {getattr(found, name)!r}, is {getattr(trainer, name)!r}" for name in apart)
+        raise ValueError(f"{os.fspath(path)} is in the middle of an epoch of other mini-batches: {'; '.join(how)}")
+    for name, array in arrays.items():
+        if not name.startswith("pending."):
+            array[...] = theirs[name]
+    trainer.net.squeeze, trainer._pending, trainer._standing = found.net.squeeze, found._pending, None
+    trainer.t, trainer.epoch, trainer._current = found.t, found.epoch, found._current
+    vars(trainer.history).update(vars(found.history))
+
+
 def _read(data: bytes) -> tuple[dict[str, Any], Tensors]:
     """The description and the tensors in a file, if they are as they were written."""
     import json
@@ -231,13 +322,14 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
 
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"written in another format than {FORMAT}, which this version of fastmb ({__version__}) reads")
-    names = ("format", "version", "net", "loss", "optimizer", "trainer", "position", "history")
-    _, _, about, loss, optimizer, settings, position, history = _entries(description, names, "fastmb")
+    names = ("format", "version", "net", "loss", "optimizer", "average", "trainer", "position", "history")
+    _, _, about, loss, optimizer, average, settings, position, history = _entries(description, names, "fastmb")
     modules, seed, dtype, squeeze = _entries(about, ("modules", "seed", "dtype", "squeeze"), "net")
     parts = modules if isinstance(modules, list) else []
     modules = tuple(_built(spec, _MODULES, f"net.{i}", tensors) for i, spec in enumerate(parts))
     loss = _built(loss, _LOSSES, "loss", tensors)
     optimizer = _built(optimizer, _OPTIMIZERS, "optimizer", tensors)
+    average = None if average is None else _built(average, AVERAGES, "average", tensors)
     settings = dict(zip(_SETTINGS, _entries(settings, _SETTINGS, "trainer"), strict=True))
     for name in _FLAGS:
         _check_bool(settings[name], f"trainer.{name}")
@@ -247,21 +339,22 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     current = None if place is None else _current(place, rows, settings, tensors)
 
     dtype = _check_dtype(str(dtype))
-    expected = _shapes(_check_modules(modules), dtype, optimizer.n_states, pending is not None)
+    prefixes = _prefixes(optimizer.n_states, average is not None, pending is not None)
+    expected = _shapes(_check_modules(modules), dtype, prefixes)
     others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch.", "history."))}
-    _compare({name: tensor for name, tensor in tensors.items() if name not in others}, expected)
+    if wrong := _differences({name: tensor for name, tensor in tensors.items() if name not in others}, expected):
+        raise ValueError(f"tensors don't fit the network: {wrong}")
 
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
-    trainer = Trainer(net, loss, optimizer, **settings)
+    trainer = Trainer(net, loss, optimizer, average=average, **settings)
     if pending is not None:
         weight, rows = _entries(pending, ("weight", "rows"), "position.pending")
         weight, rows = number("weight", weight, "[0, inf)"), integer("rows", rows, 1, _MOST)
         trainer._pending = Pending(np.zeros_like(net.flat), weight, rows)
-    for prefix, flat in _vectors(trainer):
-        for name, array in views(flat, net.plan).items():
-            array[:] = tensors[prefix + name]
+    for name, array in _arrays(trainer).items():
+        array[:] = tensors[name]
     trainer.t, trainer.epoch = integer("t", t, 0, 2**62), integer("epoch", epoch, 0, _MOST)
     trainer._current = current
     trainer.history.stopped, trainer.history._rows = _history(history)
@@ -362,21 +455,20 @@ def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
 
 
 def _shapes(
-    modules: tuple[Module, ...], dtype: np.dtype, n_states: int, pending: bool
+    modules: tuple[Module, ...], dtype: np.dtype, prefixes: list[str]
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """What tensors a network, its optimiser's state and gradients that wait are saved as."""
+    """What tensors a network is saved as, and all that has its shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, module in enumerate(modules):
         if isinstance(module, Linear):
             shapes[f"{i}.weight"] = module.in_features, module.out_features
             if module.bias:
                 shapes[f"{i}.bias"] = (module.out_features,)
-    prefixes = ["", *(f"state.{k}." for k in range(n_states)), *["pending."] * pending]
     return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
 
 
-def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
-    """Raise a `ValueError` that tells which tensors differ from the network's, and how."""
+def _differences(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> str:
+    """Which tensors differ from the network's, and how; nothing if none does."""
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
@@ -387,6 +479,5 @@ def _compare(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int,
             wrong.append(f"{name} has shape {tensor.shape}, the network's has {shape}")
         if tensor.dtype != dtype:
             wrong.append(f"{name} is {tensor.dtype.name}, the network's is {dtype.name}")
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise ValueError(f"tensors don't fit the network: {'; '.join(wrong[:_SHOWN])}{more}")
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(wrong[:_SHOWN]) + more

@@ -103,9 +103,17 @@ class History(Mapping[str, list[float]]):
     def __len__(self) -> int:
         return len(self._columns)
 
+    def _shown(self) -> list[list[str]]:
+        """The cells of the last rows."""
+        return [[_text(row.get(name)) for name in self._columns] for row in self._rows[-_SHOWN:]]
+
+    def _repr_html_(self) -> str:
+        from ._html import history
+
+        return history(self)
+
     def __repr__(self) -> str:
-        columns = self._columns
-        shown = [[_text(row.get(name)) for name in columns] for row in self._rows[-_SHOWN:]]
+        columns, shown = self._columns, self._shown()
         widths = [max(map(len, cells)) for cells in zip(columns, *shown, strict=True)]
         lines = ["  ".join(map(str.rjust, cells, widths)) for cells in [columns, *shown]]
         if hidden := len(self._rows) - len(shown):
@@ -144,13 +152,18 @@ class History(Mapping[str, list[float]]):
         if ax is None:
             _, ax = plt.subplots()
         lines: list[Any] = []
-        for name in self._columns[1 : -len(_LAST)]:
+        for name in self._columns:
+            if not name.endswith("loss") and not name.startswith("val_"):
+                continue
             on = ax if name.endswith("loss") else ax.twinx()
             style = "-" if on is ax else "--"
             lines += on.plot(self["epoch"], self[name], style, color=f"C{len(lines)}", label=name)
             on.set_ylabel("loss" if on is ax else name)
+            if on is not ax:  # what is drawn later would hide the legend
+                ax.set_zorder(on.get_zorder() + 1)
+                ax.patch.set_visible(False)
         ax.set_xlabel("epoch")
-        ax.legend(handles=lines)
+        ax.legend(handles=lines, loc="center right")
         return ax
 
 

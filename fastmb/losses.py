@@ -7,23 +7,79 @@ gradient with respect to the network's raw output z is ``s_i / D dl_i/dz``, and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._checks import number
 from ._errors import unknown_name
 
+if TYPE_CHECKING:
+    from .functions import Function
 
-@dataclass(frozen=True, eq=False)
+
 class Loss:
-    """What all losses have; the attributes are what an executor reads."""
+    """A loss of your own: the mean over a row's outputs of f(z, y). The built-in losses are its subclasses.
 
-    kind: ClassVar[str]
-    task: ClassVar[str] = "regression"  # what `predict` returns after training: "classification", "multilabel" too
+    ``l = mean_c f(z_c, y_c)`` with z the network's raw outputs and y the targets. Compiled by Numba for blocks of
+    numbers and run inside the training loop: ``pip install 'fastmb[numba]'``. The reference executor, ``"numpy"``,
+    calls it number by number and needs no Numba.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(z, y)``, a plain Python function of two numbers that gives a number, written with operators, ``if``, `abs`,
+        `min`, `max`, functions of NumPy or `math`, and functions of that kind. It has to be finite for every z, at
+        least for some y, and must raise nothing.
+    df : callable, optional
+        ``df(z, y)``, or ``df(z, y, f(z, y))``: its derivative with respect to z. Left out, it is found by forward-mode
+        differentiation of `f`.
+    task : {"regression", "multilabel"}, default "regression"
+        What `Sequential.predict` gives after training: the outputs, or for each whether it is positive.
+
+    Raises
+    ------
+    TypeError
+        If a function takes other numbers than these, or gives no real number.
+    ValueError
+        If `f` isn't finite, or `df` is not its derivative: finite differences are compared at some points.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Loss(lambda z, y: np.log(np.cosh(z - y)))
+    Loss(<lambda>)
+    >>> def poisson(z, y):
+    ...     return np.exp(z) - y * z
+    >>> Loss(poisson, df=lambda z, y: np.exp(z) - y)
+    Loss(poisson)
+    """
+
+    kind: str = "custom"
+    task: str = "regression"  # what `predict` returns after training: "classification", "multilabel" too
     label_smoothing = 0.0
     delta = 1.0
+    function: Function | None = None  # of z and y, a user's own
+
+    def __init__(
+        self, f: Callable[..., Any] | None = None, df: Callable[..., Any] | None = None, *, task: str = "regression"
+    ) -> None:
+        from .functions import Function
+
+        if task not in ("regression", "multilabel"):
+            raise unknown_name("task", task, ("regression", "multilabel"))
+        self.function = Function(f, df, arity=2)
+        self.task = task
+
+    def __repr__(self) -> str:
+        assert self.function is not None
+        return (
+            f"Loss({self.function.name})"
+            if self.task == "regression"
+            else f"Loss({self.function.name}, task={self.task!r})"
+        )
 
     @property
     def weight(self) -> np.ndarray | None:
@@ -155,7 +211,7 @@ def get(loss: str | Loss) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if not isinstance(loss, str):
-        raise TypeError(f"loss must be a name or a Loss such as MSE(); got {loss!r}")
+        raise TypeError(f"loss must be a name or a Loss such as MSE() or Loss(f); got {loss!r}")
     if loss not in LOSSES:
         raise unknown_name("loss", loss, LOSSES)
     return LOSSES[loss]()

@@ -246,6 +246,35 @@ class Sequential:
     def _squeezed(self, out: np.ndarray) -> np.ndarray:
         return out[..., 0] if self.squeeze else out
 
+    def digest(self) -> str:
+        """A short name for the parameters' bits, so that two people can compare theirs over the telephone.
+
+        It is the same for two networks exactly if all parameters have the same names, shapes, dtype and values, to the
+        bit (but for one chance in 2^64).
+
+        Returns
+        -------
+        str
+            The first 16 hexadecimal digits of the SHA-256 (FIPS 180-4) of, for each parameter in the order of
+            `parameters`, the line ``name shape dtype`` in ASCII, such as ``0.weight 784x128 <f4``, ended by a newline,
+            and its values, little-endian, in C order.
+
+        Examples
+        --------
+        >>> mlp([4, 3, 2], seed=0).digest() == mlp([4, 3, 2], seed=0).digest()
+        True
+        >>> mlp([4, 3, 2], seed=0).digest() == mlp([4, 3, 2], seed=1).digest()
+        False
+        """
+        import hashlib
+
+        sha = hashlib.sha256()
+        for name, array in self._parameters.items():
+            values = np.ascontiguousarray(array, self.dtype.newbyteorder("<"))
+            sha.update(f"{name} {'x'.join(map(str, array.shape))} {values.dtype.str}\n".encode())
+            sha.update(values.view(np.uint8).data)
+        return sha.hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.modules)
 
@@ -259,6 +288,11 @@ class Sequential:
         lines = (f"  ({i}): {module!r}" for i, module in enumerate(self.modules))
         return "\n".join(["Sequential(", *lines, ")"])
 
+    def _repr_html_(self) -> str:
+        from ._html import network
+
+        return network(self)
+
     def summary(self, batch_size: int | None = None, optimizer: str | Optimizer | None = None) -> str:
         """A table of the modules, the shapes of their outputs and their parameters.
 
@@ -266,6 +300,20 @@ class Sequential:
         the peak memory of a fit with `optimizer` (a name or an instance; default: Adam), data not counted.
         """
         rows = "n" if batch_size is None else str(_checks.integer("batch_size", batch_size, 1))
+        table = self._table(rows)
+        a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
+        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        lines.append(self._size())
+        if batch_size is not None:
+            lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
+            chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
+            name = type(chosen).__name__
+            states = chosen.n_states + (not chosen.fused)  # and the gradient
+            lines.append(f"{memory.forecast(self.plan, batch_size, states)} in a fit with {name}")
+        return "\n".join(lines)
+
+    def _table(self, rows: str) -> list[tuple[str, str, str, str]]:
+        """Heads, then one line a module: its number, itself, the shape of its output, its parameters."""
         table = [("", "module", "output", "parameters")]
         width = self.plan.n_features
         for i, module in enumerate(self.modules):
@@ -274,21 +322,16 @@ class Sequential:
                 width = module.out_features
                 count = (module.in_features + module.bias) * width
             table.append((str(i), repr(module), f"({rows}, {width})", f"{count:,}" if count else ""))
-        a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
-        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        return table
+
+    def _size(self) -> str:
         total = sum(stage.size for stage in self.plan.stages)
-        lines.append(f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB")
-        if batch_size is not None:
-            lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
-            chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
-            name = type(chosen).__name__
-            lines.append(f"{memory.forecast(self.plan, batch_size, chosen.n_states)} in a fit with {name}")
-        return "\n".join(lines)
+        return f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB"
 
 
 def mlp(
     sizes: Sequence[int],
-    activation: str = "relu",
+    activation: str | Activation = "relu",
     dropout: float = 0.0,
     dtype: Any = "float32",
     seed: int = 0,
@@ -300,8 +343,8 @@ def mlp(
     ----------
     sizes : sequence of int
         Features, hidden units of each layer, outputs.
-    activation : str, default "relu"
-        A name in `ACTIVATIONS`.
+    activation : str or Activation, default "relu"
+        A name in `ACTIVATIONS`, or a module such as ``LeakyReLU(0.2)`` or an `Activation` of your own.
     dropout : float, default 0
         Probability of `Dropout` after each activation.
     dtype, seed
@@ -322,9 +365,13 @@ def mlp(
     sizes = list(sizes)
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 values, features and outputs; got {sizes!r}")
-    if activation not in ACTIVATIONS:
-        raise unknown_name("activation", activation, ACTIVATIONS)
-    between = [ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
+    if callable(activation):
+        raise TypeError(f"activation must be a name or a module such as Activation(f); got {activation!r}")
+    if not isinstance(activation, Activation):
+        if activation not in ACTIVATIONS:
+            raise unknown_name("activation", activation, ACTIVATIONS)
+        activation = ACTIVATIONS[activation]()
+    between = [activation, *([Dropout(dropout)] if dropout else [])]
     modules: list[Module] = []
     for n_in, n_out in pairwise(sizes):
         modules += [Linear(n_in, n_out, bias), *between]
@@ -390,7 +437,9 @@ def _plan(modules: tuple[Module, ...], dtype: np.dtype) -> Plan:
             ops = []
             layers.append((i, module, ops))
         elif isinstance(module, Dropout):
-            if module.p > 0:
+            if callable(module.p):
+                ops.append(Op("dropout", 0.0, dropouts, module.p))
+            elif module.p > 0:
                 ops.append(Op("dropout", module.p, dropouts))
             dropouts += 1
         elif isinstance(module, Activation) and not isinstance(module, Identity):

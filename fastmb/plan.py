@@ -12,9 +12,16 @@ more input that is always 1. Matrices start at multiples of `ALIGNMENT` elements
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ._checks import per_step
+
+if TYPE_CHECKING:
+    from .functions import Function
 
 ALIGNMENT = 16  # elements: 64 bytes in float32, one cache line and one AVX-512 vector
 
@@ -23,14 +30,22 @@ ALIGNMENT = 16  # elements: 64 bytes in float32, one cache line and one AVX-512 
 class Op:
     """One elementwise operation on a stage's output (or on the input).
 
-    `kind` is the name of an activation in `fastmb.nn.ACTIVATIONS`, or ``"dropout"``. `value` is the slope of
+    `kind` is the name of an activation in `fastmb.nn.ACTIVATIONS`, ``"custom"`` for a user's own, which is `function`,
+    or ``"dropout"``. `value` is the slope of
     ``leaky_relu``, the alpha of ``elu``, the probability of ``dropout``, and is not looked at otherwise. `index`
-    numbers the dropouts of a network from 0: it is the purpose of their random numbers.
+    numbers the dropouts of a network from 0: it is the purpose of their random numbers. `schedule`, if there is one,
+    takes the place of a dropout's `value`: its probability as a function of the updates made before.
     """
 
     kind: str
     value: float = 0.0
     index: int = 0
+    schedule: Callable[[int], float] | None = None
+    function: Function | None = None
+
+    def values(self, t: int, n: int) -> np.ndarray:
+        """The probabilities of a dropout at the `n` steps after `t` updates, float64 ``(n,)``."""
+        return per_step("p", self.value if self.schedule is None else self.schedule, "[0, 1)", t, n)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Nothing here has a state that a thread could advance: what is drawn depends only on the seed and on what it is for.
 Shuffles come from SplitMix64 (Steele, Lea, Flood 2014), dropout masks from Philox4x32-10 (Salmon, Moraes, Dror, Shaw
-2011), initial weights from NumPy's Philox4x64. The compiled executors compute the same numbers in their own code.
+2011), initial weights from NumPy's Philox4x64 and arithmetic that is the same everywhere (`fastmb._arithmetic`). The
+compiled executors compute the same numbers in their own code.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
+from ._arithmetic import cospi, log
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _64 = 2**64 - 1
@@ -140,7 +143,7 @@ class Stream:
         return (raw >> 11) * 2.0**-53
 
     def normal(self, n: int) -> np.ndarray:
-        """`n` standard normal numbers (Box and Muller 1958). NumPy's log and cos may differ in a last bit elsewhere."""
+        """`n` standard normal numbers (Box and Muller 1958)."""
         u = self.uniform(2 * n)
-        radius: np.ndarray = np.sqrt(-2 * np.log1p(-u[:n]))
-        return radius * np.cos(2 * np.pi * u[n:])
+        radius: np.ndarray = np.sqrt(-2 * log(1 - u[:n]))
+        return radius * cospi(2 * u[n:])

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import losses, optim
+from . import executors, losses, optim
+from ._averaged import Averaged
 from ._checks import integer, number
 from ._checks import seed as check_seed
 from ._errors import unknown_metric, unknown_name
@@ -24,22 +25,25 @@ from ._fitting import Epoch, Fitting
 from ._metrics import BY_TASK
 from ._per_example import Pending, PerExample
 from .data import Batches, check_weights, check_X, check_y
-from .executors import Rules, Training, load
+from .executors import Executor, Rules, Training
 from .history import History
 from .losses import Loss
 from .nn import Sequential, _aligned_zeros
 from .optim import Adam, Optimizer
+from .optim.base import check_end
 from .rng import Stream, splitmix64
 
 SAMPLINGS = ("shuffle", "poisson")
 _CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
 if TYPE_CHECKING:
+    from .averaging import Average
     from .callbacks import Callback
 
 _FOREVER = 1e9  # seconds
+_UNSAVED = ("_lock", "_executor", "_weights", "_standing")
 
 
-class Trainer(PerExample):
+class Trainer(PerExample, Averaged):
     """Trains a network by mini-batch gradient descent.
 
     Parameters
@@ -86,17 +90,19 @@ class Trainer(PerExample):
         Tell of the rows' gradients in `history`: norms, variance, the gradient noise scale, the hardest rows.
     input_scale : float, default 1
         What X is multiplied by as it is read, such as 1/255 for images in uint8. `net` uses it too, to predict.
+    average : EMA or SWA, optional
+        An average of the weights to keep beside them; see `averaged` and `averaged_net`.
 
     Attributes
     ----------
-    net, loss, optimizer
+    net, loss, optimizer, average
         As given, names replaced by instances.
     t : int
         Updates made.
     epoch : int
         Epochs completed.
     state : ndarray of shape (optimizer.n_states, net.plan.size)
-        The optimiser's state.
+        The optimiser's state; with an `average`, this is one row more.
     history : History
         One row for each epoch of all fits.
 
@@ -136,6 +142,7 @@ class Trainer(PerExample):
         secure: bool = False,
         sampling: str = "shuffle",
         gradient_stats: bool = False,
+        average: Average | None = None,
     ) -> None:
         if not isinstance(net, Sequential):
             raise TypeError(f"net must be a Sequential; got {type(net).__name__}")
@@ -165,6 +172,12 @@ class Trainer(PerExample):
             raise ValueError(
                 "noise_multiplier and class weights exclude each other: the mean must not tell the classes"
             )
+        if average is not None:
+            from .averaging import Average
+
+            if not isinstance(average, Average):
+                raise TypeError(f"average must be an average such as EMA(0.999); got {average!r}")
+        self.average = average
         self.t = self.epoch = 0
         self._pending: Pending | None = None
         self.history = History()
@@ -174,15 +187,24 @@ class Trainer(PerExample):
 
     def _build(self, state: np.ndarray | None) -> None:
         """What can't be pickled, and the optimiser's state, fresh or a copy."""
-        n, plan = self.optimizer.n_states, self.net.plan
+        own, plan = self.optimizer.n_states, self.net.plan
+        n = own + (self.average is not None)
         self.state = _aligned_zeros(n * plan.size, plan.dtype).reshape(n, plan.size)
         if state is not None:
             self.state[:] = state
         elif self.optimizer.initial_state:  # zeros are there already, their memory not yet asked for
-            self.optimizer.init_state(self.state)
+            self.optimizer.init_state(self.state[:own])
         self._lock = threading.RLock()
-        training = Training(self.loss, self.optimizer, self.state, self.batch_size, self.seed, self.rules)
-        self._executor = load(self.executor)(plan, self.net.flat, training, self.n_threads)
+        self._weights: np.ndarray | None = None  # as trained, while the network has their average
+        self._standing: tuple[int, Any] | None = None
+        self._executor = self._executor_for(self.loss)
+
+    def _executor_for(self, loss: Loss) -> Executor:
+        """An executor of this network, for this optimiser and its state."""
+        own = self.optimizer.n_states
+        average = self.state[own] if self.average is not None and self.average.each_update else None
+        training = Training(loss, self.optimizer, self.state[:own], self.batch_size, self.seed, self.rules, average)
+        return executors.build(self.executor, self.net.plan, self.net.flat, training, self.n_threads)
 
     @property
     def rows_of_update(self) -> int:
@@ -210,7 +232,8 @@ class Trainer(PerExample):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {name: value for name, value in vars(self).items() if name not in ("_lock", "_executor")}
+            self._check_own_weights()
+            return {name: value for name, value in vars(self).items() if name not in _UNSAVED}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
@@ -219,6 +242,11 @@ class Trainer(PerExample):
     def __repr__(self) -> str:
         settings = f"{self.loss!r}, {self.optimizer!r}, batch_size={self.batch_size}"
         return f"Trainer({settings}, executor={self.executor!r}): {self.epoch} epochs, {self.t} updates"
+
+    def _repr_html_(self) -> str:
+        from ._html import trainer
+
+        return trainer(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of this trainer to a file, from which `fastmb.load` makes it again, in the middle of an epoch too.
@@ -237,7 +265,44 @@ class Trainer(PerExample):
         from . import checkpoint
 
         with self._lock:
+            self._check_own_weights()
             checkpoint.save(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint that a trainer like this one has saved.
+
+        Parameters, optimiser state, position and history are the file's; loss, hyper-parameters and settings stay as
+        they are. `fastmb.load` makes a trainer with all that is in the file instead.
+
+        Raises
+        ------
+        ValueError
+            If it is a checkpoint of another network (the message tells which parameters differ, and how) or of an
+            optimiser or average with another state; if it is in the middle of an epoch of other mini-batches; if it is
+            damaged or no checkpoint. Nothing is changed then.
+        OSError
+            If the file can't be read.
+        ImportError
+            If safetensors isn't installed: ``pip install 'fastmb[checkpoint]'``.
+
+        Examples
+        --------
+        >>> import fastmb as mb, os, tempfile
+        >>> X, y = mb.datasets.load_digits()
+        >>> slow, fast = (mb.Trainer(mb.mlp([64, 32, 10]), "cross_entropy", mb.SGD(lr)) for lr in (0.01, 0.1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     slow.fit(X, y, max_epochs=1, verbose=0).stopped
+        ...     slow.save(os.path.join(folder, "slow"))
+        ...     fast.load(os.path.join(folder, "slow"))
+        'max_epochs'
+        >>> fast.epoch
+        1
+        """
+        from . import checkpoint
+
+        with self._lock:
+            self._check_own_weights()
+            checkpoint.load_into(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Train on one mini-batch, all rows of `X` in their order, and return its mean loss before the update.
@@ -251,9 +316,10 @@ class Trainer(PerExample):
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
+            self._check_own_weights()
             t = self.t
             sums = np.zeros((1, 2))
-            coefficients = self.optimizer.coefficients(t, 1, self.optimizer.learning_rates(t, 1))
+            _, coefficients = self._coefficients(1)
             if not self._executor.run(batches, 0, t, coefficients, sums, _FOREVER):
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
             self.t = t + 1
@@ -388,9 +454,12 @@ class Trainer(PerExample):
 
             callbacks = check_callbacks(callbacks)
         with self._lock:
+            self._check_own_weights()
             val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "_val")
             metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
             goals = self._goals(stop_at, metrics)
+            if self.optimizer.reacts and self.optimizer.lr.monitor not in metrics:  # type: ignore[union-attr]
+                raise unknown_metric("monitor", self.optimizer.lr.monitor, metrics)  # type: ignore[union-attr]
             X, y, weight = self._checked(X, y, sample_weight, check_finite)
             batches = Batches(X, y, weight, None, self.rows_of_update, self.input_scale)
             n, size = len(batches.X), batches.batch_size
@@ -402,15 +471,28 @@ class Trainer(PerExample):
                     f"X has {n} rows; mini-batches of {size} can't be drawn from them by sampling='poisson'"
                 )
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
-            self.optimizer.check_length(self.t + max_epochs * steps - under_way)
-            for callback in callbacks:
-                callback.on_fit_begin(self, metrics)
-            self.history.stopped = None
-            fitting = Fitting(self, batches, steps, begin + limit, callbacks)
-            self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
-            for callback in callbacks:
-                callback.on_fit_end(self)
+            self._check_length(self.t + max_epochs * steps - under_way)
+            try:
+                for callback in callbacks:
+                    callback.on_fit_begin(self, metrics)
+                self.history.stopped = None
+                fitting = Fitting(self, batches, steps, begin + limit, callbacks)
+                self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
+            except BaseException as error:
+                for callback in callbacks:
+                    callback.on_exception(self, error)
+                raise
+            if callbacks:
+                from .callbacks import end_fit
+
+                end_fit(self, callbacks)
             return self.history
+
+    def _check_length(self, steps: int) -> None:
+        """Raise a `ValueError` if a schedule ends before `steps` updates are made."""
+        self.optimizer.check_length(steps)
+        for i, module in enumerate(self.net.modules):
+            check_end(f"p of modules[{i}]", getattr(module, "p", None), steps)
 
     def _goals(self, stop_at: Mapping[str, float] | None, metrics: list[str]) -> dict[str, float]:
         stop_at = {} if stop_at is None else stop_at

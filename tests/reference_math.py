@@ -32,6 +32,7 @@ ACTIVATIONS = [
 LOSSES = ["cross_entropy", "bce_with_logits", "mse", "mae", "huber"]
 UPDATES = [
     "gradient",
+    "accumulate",
     "sgd",
     "momentum",
     "nesterov",
@@ -42,8 +43,13 @@ UPDATES = [
     "rmsprop_centered",
     "rmsprop_centered_momentum",
     "adagrad",
+    "nadam",
+    "radam",
+    "adamax",
+    "adadelta",
+    "lion",
 ]
-STATES = dict(zip(UPDATES, (1, 0, 1, 1, 2, 3, 1, 2, 2, 3, 1), strict=True))
+STATES = dict(zip(UPDATES, (1, 1, 0, 1, 1, 2, 3, 1, 2, 2, 3, 1, 2, 2, 2, 2, 1), strict=True))
 
 
 def ulps(got: np.ndarray, expected: Sequence[mpf], floor: float = 0.0) -> float:
@@ -165,6 +171,8 @@ def update(
     """The optimiser's update of one float64 weight and its state, in the order of operations that is the contract."""
     if name == "gradient":
         return w, [g]
+    if name == "accumulate":
+        return w, [state[0] + g]
     g = fma(c[1], w, g)
     sqrt = math.sqrt
     match name, list(state):
@@ -200,6 +208,23 @@ def update(
         case "adagrad", [s]:
             s = fma(g, g, s)
             return fma(-c[0], g / (sqrt(s) + c[2]), w), [s]
+        case "nadam", [m, v]:
+            m, v = fma(c[3], g - m, m), fma(c[5], g * g, c[4] * v)
+            return w * c[2] - fma(c[7], g, c[0] * m) / (sqrt(v) + c[6]), [m, v]
+        case "radam", [m, v]:
+            m, v = fma(c[3], g - m, m), fma(c[5], g * g, c[4] * v)
+            return fma(-c[0], m / fma(c[7], sqrt(v), c[6]), w * c[2]), [m, v]
+        case "adamax", [m, u]:
+            m, u = fma(c[3], g - m, m), max(c[4] * u, abs(g) + c[5])
+            return fma(-c[0], m / u, w), [m, u]
+        case "adadelta", [v, d]:
+            v = fma(c[3], g * g, c[2] * v)
+            step = sqrt(d + c[4]) / sqrt(v + c[4]) * g
+            return fma(-c[0], step, w), [v, fma(c[3], step * step, c[2] * d)]
+        case "lion", [m]:
+            mixed = fma(c[3], g, c[4] * m)
+            sign = (mixed > 0) - (mixed < 0)
+            return fma(-c[0], sign, w * c[2]), [fma(c[5], g, c[6] * m)]
     raise ValueError(name)
 
 

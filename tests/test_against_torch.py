@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastmb as mb
-from fastmb import executors, losses, nn
+from fastmb import executors, losses, nn, optim
 from fastmb.data import Batches
 from fastmb.executors import Training
 
@@ -73,9 +73,30 @@ OPTIMIZERS = [
     ("RMSprop", {"centered": True, "momentum": 0.9, "weight_decay": 0.1}),
     ("Adagrad", {}),
     ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3}),
+    ("NAdam", {}),
+    ("NAdam", {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "momentum_decay": 0.1}),
+    ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("RAdam", {}),
+    ("RAdam", {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1}),
+    ("RAdam", {"betas": (0.8, 0.6), "weight_decay": 0.1, "decoupled_weight_decay": True}),  # longest is 4
+    ("Adamax", {}),
+    ("Adamax", {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1}),
+    ("Adadelta", {}),
+    ("Adadelta", {"lr": 0.1, "rho": 0.5, "eps": 1e-3, "weight_decay": 0.1}),
+    ("Adafactor", {}),
+    ("Adafactor", {"lr": 0.5, "beta2_decay": -0.5, "eps": (1e-4, 1e-2), "d": 1.5, "weight_decay": 0.1}),
 ]
 # Sums of at most 12 products of size about 1 make errors of at most 12 rounding units a step, and there are ten steps.
 TOLERANCE = {"float32": 120 * 2.0**-24, "float64": 120 * 2.0**-53}
+
+
+@pytest.fixture(autouse=True)
+def _torchs_own_scalars_in_float64():
+    """NAdam's product of momenta, which PyTorch keeps in its default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
 
 on_every_executor = pytest.mark.parametrize("executor", executors.NAMES)
 in_either_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -83,10 +104,10 @@ in_either_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 def ours(executor, net, loss, optimizer, y, weights=None):
     """The mean losses of ten steps."""
-    cls = executors.load(executor)
     state = np.full((optimizer.n_states, net.plan.size), np.nan, dtype=net.dtype)
     optimizer.init_state(state)
-    one = cls(net.plan, net.flat, Training(losses.get(loss), optimizer, state, N, 0), 2)
+    training = Training(losses.get(loss), optimizer, state, N, 0)
+    one = executors.build(executor, net.plan, net.flat, training, 2)
     weights = None if weights is None else weights.ravel()
     batches = Batches(X.reshape(-1, N_IN), y.reshape(STEPS * N, *y.shape[2:]), weights, None, N)
     sums = np.full((STEPS, 2), np.nan)
@@ -179,8 +200,14 @@ def test_ten_steps_of_every_optimizer(executor, dtype, optimizer):
     compare(executor, dtype, "cross_entropy", LABELS, lambda z, y, step: loss(z, y), optimizer=optimizer)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
+@pytest.mark.parametrize("name", {name for name, _ in OPTIMIZERS})
 def test_defaults_are_those_of_torch(name):
-    optimizer = getattr(mb, name)()
+    options = vars(getattr(mb, name)())
+    del options["groups"]
     defaults = getattr(torch.optim, name)([torch.zeros(1)]).defaults
-    assert {key: defaults[key] for key in vars(optimizer)} == vars(optimizer)
+    assert {key: defaults[key] for key in options} == options
+
+
+def test_all_of_torchs_optimizers_that_are_here_are_compared():
+    here = {cls.__name__ for cls in optim.OPTIMIZERS.values() if hasattr(torch.optim, cls.__name__)}
+    assert {name for name, _ in OPTIMIZERS} | {"Muon"} == here  # PyTorch's takes matrices alone: test_matrices.py

@@ -110,3 +110,78 @@ def test_warm_up_is_torchs_chain_with_a_line(part):
     warm = ("LinearLR", {"start_factor": 0.2, "total_iters": 12})
     schedule = mb.WarmUp(schedule_of(*part), **warm[1])
     check(schedule, lambda o: theirs.ChainedScheduler([scheduler_of(*p, o) for p in (warm, part)]), N * 70**2)
+
+
+MOMENTA = [
+    ("OneCycleLR", {"max_lr": 0.1, "total_steps": N}),
+    ("OneCycleLR", {"max_lr": 0.1, "total_steps": N, "anneal_strategy": "linear", "pct_start": 0.23}),
+    ("OneCycleLR", {"max_lr": 0.1, "total_steps": N, "three_phase": True}),
+    ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 7}),
+    ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 5, "step_size_down": 8, "mode": "triangular2"}),
+    ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 5, "mode": "exp_range", "gamma": 0.95}),
+]
+
+
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("limits", [{}, {"base_momentum": 0.3, "max_momentum": 0.7}])
+@pytest.mark.parametrize(("name", "options"), MOMENTA, ids=[f"{name} {options}" for name, options in MOMENTA])
+def test_every_momentum_of_a_cycle_is_torchs(name, options, limits, adam):
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.Adam(parameters) if adam else torch.optim.SGD(parameters, lr=LR, momentum=0.9)
+    scheduler = getattr(theirs, name)(optimizer, **options, **limits)
+    expected = []
+    for _ in range(N):
+        group = optimizer.param_groups[0]
+        expected.append(group["betas"][0] if adam else group["momentum"])
+        optimizer.step()
+        scheduler.step()
+    schedule = getattr(mb, name)(**options).momentum(**limits)
+    np.testing.assert_allclose(schedule.rates(0, N), expected, rtol=8 * N * EPS)
+
+
+@pytest.mark.parametrize("executor", ["native", "numpy"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax"])
+def test_a_network_is_trained_as_torch_trains_it_with_a_cycle_of_rate_and_momentum(name, executor):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((16, 5)), rng.integers(0, 3, 16)
+    net = mb.mlp([5, 8, 3], activation="tanh", dtype="float64")
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+    model.load_state_dict({key: torch.tensor(array.T.copy()) for key, array in net.parameters().items()})
+    options = {"weight_decay": 0.1}
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer = getattr(torch.optim, name)(
+            model.parameters(), lr=0.1, **options, **({"momentum": 0.9} if name == "SGD" else {})
+        )
+        scheduler = theirs.OneCycleLR(optimizer, 0.1, total_steps=20)
+        for _ in range(20):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(torch.tensor(X)), torch.tensor(y)).backward()
+            optimizer.step()
+            scheduler.step() if _ < 19 else None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    cycle = mb.OneCycleLR(0.1, total_steps=20)
+    momentum = {"momentum": cycle.momentum()} if name == "SGD" else {"betas": (cycle.momentum(), 0.999)}
+    trainer = mb.Trainer(
+        net, optimizer=getattr(mb, name)(lr=cycle, **options, **momentum), executor=executor, batch_size=16
+    )
+    trainer.fit(X, y, max_epochs=20, verbose=0)
+    for key, array in dict(model.named_parameters()).items():
+        found = net.parameters()[key]
+        np.testing.assert_allclose(found, array.detach().numpy().T, rtol=1e-8, atol=1e-10, err_msg=key)
+
+
+def test_a_weight_decay_that_varies_is_torchs():
+    w = torch.nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64))
+    optimizer = torch.optim.AdamW([w], lr=0.1)
+    schedule = mb.ExponentialLR(0.5, gamma=0.8)
+    net = mb.Sequential(mb.Linear(1, 1, bias=False, init=[[2.0]]), dtype="float64")
+    trainer = mb.Trainer(net, "mse", mb.AdamW(0.1, weight_decay=schedule))
+    for step in range(10):
+        optimizer.param_groups[0]["weight_decay"] = schedule(step)
+        optimizer.zero_grad()
+        ((w * 3 - 1) ** 2).sum().backward()
+        optimizer.step()
+        trainer.step([[3.0]], [[1.0]])
+        np.testing.assert_allclose(net.flat[0], w.item(), rtol=1e-12)

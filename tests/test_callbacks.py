@@ -139,11 +139,61 @@ def test_a_string_ends_the_fit_and_it_can_go_on(executor, at, batch, t):
     assert everything(trainer) == everything(whole)
 
 
+def test_an_instance_may_choose_whether_it_wants_batches(monkeypatch):
+    monkeypatch.setattr(_fitting, "TICK", 1e9)
+
+    class Choosing(BatchDiary):
+        wants_batches = False
+
+    trainer, diary = make(), Choosing()
+    trainer._executor = counting = Counting(trainer._executor)
+    fit(trainer, diary)
+    assert counting.runs == 3
+    assert "batch" not in {note[0] for note in diary.notes}
+
+
 def test_a_fit_that_raises_has_no_end():
     diary = Diary()
     with pytest.raises(FloatingPointError):
         fit(make(optimizer=mb.SGD(1e38)), diary)
     assert [note[0] for note in diary.notes] == ["begin"]
+
+
+class Raising(Diary):
+    def on_fit_begin(self, trainer, metrics):
+        super().on_fit_begin(trainer, metrics)
+        if "val_loss" in metrics:
+            raise RuntimeError("no")
+
+    def on_fit_end(self, trainer):
+        super().on_fit_end(trainer)
+        raise RuntimeError("no")
+
+    def on_exception(self, trainer, error):
+        self.notes.append(("exception", type(error)))
+
+
+def test_a_fit_that_raises_is_told_to_all():
+    first, second = Raising(), Raising()
+    with pytest.raises(FloatingPointError):
+        fit(make(optimizer=mb.SGD(1e38)), first, second)
+    assert [diary.notes[1:] for diary in (first, second)] == [[("exception", FloatingPointError)]] * 2
+    first, second = Raising(), Raising()
+    with pytest.raises(RuntimeError, match="no"):
+        fit(make(), first, second, **VAL)
+    assert first.notes[1:] == second.notes == [("exception", RuntimeError)]
+
+
+def test_an_end_that_raises_keeps_no_other_from_its_own():
+    before, raising, after = Diary(), Raising(), Diary()
+    before.notes = after.notes = order = []
+    before.on_fit_end = lambda trainer: order.append("first")
+    trainer = make()
+    with pytest.raises(RuntimeError, match="no"):
+        fit(trainer, before, raising, after)
+    assert order[-2:] == ["first", ("end", 12, "max_epochs")]
+    assert raising.notes[-1] == ("end", 12, "max_epochs")
+    assert trainer.history.stopped == "max_epochs"
 
 
 @pytest.mark.parametrize(

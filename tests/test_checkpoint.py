@@ -60,6 +60,13 @@ OPTIMIZERS = [
     mb.AdamW(0.01),
     mb.RMSprop(0.01, momentum=0.5, centered=True),
     mb.Adagrad(0.01, initial_accumulator_value=0.25),
+    mb.NAdam(0.01, decoupled_weight_decay=True),
+    mb.RAdam(0.01, weight_decay=SCHEDULE),
+    mb.Adamax(0.01, betas=(SCHEDULE, 0.99)),
+    mb.Adadelta(),
+    mb.Adafactor(0.1),
+    mb.Muon(0.1, adamw_names=["3.*"], adamw_lr=SCHEDULE, groups={"0.*": {"lr": 0.5}}),
+    mb.Lion(groups=[("*.bias", {"lr": 3, "weight_decay": 0}), ("0.*", {"lr": 0})]),
 ]
 
 
@@ -191,6 +198,137 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         mb.load(tmp_path / "file")
 
 
+def test_large_tensors_are_written_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "_CHUNK", 100)
+    trainer = make()
+    trainer.save(tmp_path / "file")
+    assert mb.load(tmp_path / "file").net.flat.tobytes() == trainer.net.flat.tobytes()
+
+
+def test_it_can_be_saved_where_no_thread_can_be_started(tmp_path, monkeypatch):
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    trainer = make()
+    monkeypatch.setattr(threading, "Thread", Refused)
+    trainer.save(tmp_path / "file")
+    assert mb.load(tmp_path / "file").net.flat.tobytes() == trainer.net.flat.tobytes()
+
+
+# ---- into a trainer that is there ------------------------------------------------------------------------------------
+
+
+def test_a_trainer_goes_on_from_a_checkpoint_of_one_like_it(tmp_path, executor):
+    whole, saved, other = (make(executor=executor) for _ in range(3))
+    fit(whole, 4)
+    fit(saved, 2)
+    saved.save(tmp_path / "file")
+    fit(other, 1)
+    view = other.net.parameters()["0.weight"]
+    other.load(tmp_path / "file")
+    assert view is other.net.parameters()["0.weight"]
+    fit(other, 2)
+    assert everything(other) == everything(whole)
+    assert other.history["epoch"] == whole.history["epoch"]
+
+
+def test_hyper_parameters_stay(tmp_path):
+    make().save(tmp_path / "file")
+    trainer = make(optimizer=mb.Adam(0.5), batch_size=7, seed=9)
+    trainer.load(tmp_path / "file")
+    assert (trainer.optimizer.lr, trainer.batch_size, trainer.seed) == (0.5, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (
+            lambda: mb.mlp([6, 9, 3]),
+            r"0.weight has shape \(6, 8\), the network's has \(6, 9\); 0.bias has shape \(8,\), ",
+        ),
+        (
+            lambda: mb.mlp([6, 8, 5, 3]),
+            r"4.weight is missing; 4.bias is missing; 2.weight has shape \(8, 3\), the",
+        ),
+        (lambda: mb.mlp([6, 8, 3], bias=False), "0.bias is none of the network's; 2.bias is none of the network's$"),
+        (lambda: mb.mlp([6, 8, 3], dtype="float64"), "0.weight is float32, the network's is float64; "),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_told_by_its_parameters(tmp_path, net, message):
+    mb.Trainer(mb.mlp([6, 8, 3])).save(tmp_path / "file")
+    trainer = mb.Trainer(net())
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=r"/file is a checkpoint of another network: " + message):
+        trainer.load(tmp_path / "file")
+    assert everything(trainer) == before
+
+
+def test_gradients_that_were_not_applied_come_too(tmp_path):
+    trainer, other = make(), make()
+    trainer.accumulate(X[:20], Y[:20])
+    trainer.save(tmp_path / "file")
+    other.accumulate(X[20:30], Y[20:30])
+    other.load(tmp_path / "file")
+    for each in (trainer, other):
+        each.apply()
+    assert everything(other) == everything(trainer)
+
+
+def test_a_checkpoint_of_another_optimiser_is_told(tmp_path):
+    make().save(tmp_path / "file")
+    message = r"another optimiser: it has the state of Adam \(adam\), this trainer takes that of SGD \(momentum\)"
+    with pytest.raises(ValueError, match=message):
+        make(optimizer=mb.SGD(momentum=0.9)).load(tmp_path / "file")
+
+
+def test_a_checkpoint_with_another_average_is_told(tmp_path):
+    trainer, other = make(average=mb.EMA(0.9, every=1)), make(average=mb.EMA(0.9, every=1))
+    fit(trainer, 1)
+    trainer.save(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"a trainer with average=EMA\(decay=0.9.*; this one's is None"):
+        make().load(tmp_path / "file")
+    other.load(tmp_path / "file")
+    assert everything(other) == everything(trainer)
+    with other.averaged(), pytest.raises(RuntimeError, match=r"leave `with trainer\.averaged"):
+        other.load(tmp_path / "file")
+
+
+def test_a_schedule_that_reacts_follows_the_history_of_the_checkpoint(tmp_path):
+    def plateau(**options: Any) -> mb.Trainer:
+        return make(optimizer=mb.SGD(mb.ReduceLROnPlateau(0.01, "loss", mode="max", patience=0)), **options)
+
+    trainer, other = plateau(), plateau()
+    fit(trainer, 5)
+    trainer.save(tmp_path / "file")
+    fit(other, 1)
+    other.load(tmp_path / "file")
+    fit(trainer, 1)
+    fit(other, 1)
+    assert other.history["lr"] == trainer.history["lr"]
+    assert other.history["lr"][-1] < 0.01
+
+
+def test_the_middle_of_an_epoch_needs_the_same_mini_batches(tmp_path):
+    class Pause(mb.Callback):
+        def on_batch_end(self, trainer, loss):
+            return "pause" if trainer.t == 2 else None
+
+    trainer = make()
+    fit(trainer, 2, callbacks=[Pause()])
+    trainer.save(tmp_path / "file")
+    other = make(batch_size=7, seed=9)
+    message = "middle of an epoch of other mini-batches: batch_size was 16, is 7; seed was 5, is 9"
+    with pytest.raises(ValueError, match=message):
+        other.load(tmp_path / "file")
+    assert other.t == 0
+    resumed = make()
+    resumed.load(tmp_path / "file")
+    fit(trainer, 2)
+    fit(resumed, 2)
+    assert everything(resumed) == everything(trainer)
+
+
 # ---- crashes ---------------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +378,7 @@ def test_many_may_save_at_once(tmp_path):
     def save(i: int) -> None:
         try:
             for _ in range(10):
-                _files.replace(tmp_path / "file", [data[i][:50_000], data[i][50_000:]])
+                _files.replace(tmp_path / "file", lambda file: file.writelines([data[i][:50_000], data[i][50_000:]]))
                 assert (tmp_path / "file").read_bytes() in data
         except BaseException as error:
             errors.append(error)

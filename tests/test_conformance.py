@@ -47,6 +47,22 @@ OPTIMIZERS = {
     "rmsprop, centered": mb.RMSprop(centered=True),
     "rmsprop, centered, momentum": mb.RMSprop(centered=True, momentum=0.9),
     "adagrad": mb.Adagrad(lr_decay=0.1),
+    "nadam": mb.NAdam(weight_decay=0.1),
+    "nadam, decoupled": mb.NAdam(weight_decay=0.1, decoupled_weight_decay=True),
+    "radam": mb.RAdam(betas=(0.9, 0.6), weight_decay=0.1),
+    "radam, rectified": mb.RAdam(betas=(0.9, 0.9), decoupled_weight_decay=True),
+    "adamax": mb.Adamax(weight_decay=0.1),
+    "adadelta": mb.Adadelta(weight_decay=0.1),
+    "lion": mb.Lion(weight_decay=0.1),
+    "groups": mb.AdamW(lr=0.01, groups={"*.bias": {"weight_decay": 0}, "[01].*": {"lr": 0.5}}),
+    "groups, a bias apart": mb.SGD(
+        lr=0.1, momentum=0.9, groups={"[34].bias": {"lr": 0, "momentum": 0.5}, "[01].bias": {"lr": 3}, "*": {"lr": 2}}
+    ),
+    "schedules": mb.AdamW(
+        lr=mb.OneCycleLR(0.01, 100),
+        betas=(mb.OneCycleLR(0.85, 100, div_factor=0.9, final_div_factor=1), 0.99),
+        weight_decay=mb.LinearLR(0.1, total_iters=50),
+    ),
 }
 ODD = [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97]
 SLACK = 8
@@ -154,7 +170,8 @@ def test_probability_rows_as_targets(isa):
 def test_epochs_are_those_of_the_reference(name, isa):
     rng = np.random.default_rng(1)
     optimizer = OPTIMIZERS[name]
-    net = mb.Sequential(mb.Linear(13, 33), mb.SiLU(), mb.Dropout(0.2), mb.Linear(33, 5), seed=2, dtype="float64")
+    dropout = mb.Dropout(0.2), mb.Dropout(mb.LinearLR(0.5, total_iters=7))
+    net = mb.Sequential(mb.Linear(13, 33), mb.SiLU(), *dropout, mb.Linear(33, 5), seed=2, dtype="float64")
     X, y, order = rng.standard_normal((70, 13)), rng.integers(0, 5, 70), rng.permutation(70)
     batches = Batches(X, y, rng.random(70), order, 16)
     steps = batches.n_batches
@@ -208,7 +225,7 @@ def train(n_threads, isa, dtype, batch_size, by_step, monkeypatch, optimizer):
         mb.Dropout(0.1),
         mb.Linear(19, 40),
         mb.GELU(),
-        mb.Dropout(0.3),
+        mb.Dropout(mb.CyclicLR(0.0, 0.5, step_size_up=5)),
         mb.Linear(40, 33),
         mb.ReLU(),
         mb.Linear(33, 10),

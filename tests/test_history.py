@@ -81,6 +81,8 @@ def test_plot():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["loss", "val_loss", "val_accuracy"]
     assert ax.get_xlabel() == "epoch"
     assert table(2).plot(ax) is ax
+    stats = table(3, val_accuracy=0.75, grad_norm=2.0, noise_scale=3.0).plot()
+    assert [text.get_text() for text in stats.get_legend().get_texts()] == ["loss", "val_accuracy"]
     matplotlib.pyplot.close("all")
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 OPTIONAL = {"torch", "jax", "matplotlib", "pandas", "tqdm", "numba", "llvmlite", "scipy", "sklearn", "threadpoolctl"}
+OPTIONAL |= {"tensorboardX", "mlflow", "optuna", "safetensors"}
 SLOW = {"argparse", "asyncio", "difflib", "gzip", "multiprocessing", "tempfile", "numpy.ma", "numpy.random"}
 
 

@@ -362,7 +362,7 @@ def test_cross_entropy_does_not_see_a_shift_of_all_outputs(shift: int, seed: int
 
 # ---- updates ---------------------------------------------------------------------------------------------------------
 
-COEF = np.array([0.01, 0.003, 0.9, 0.1, 0.99, 0.01, 1e-7, 0.0])
+COEF = np.array([0.01, 0.003, 0.9, 0.1, 0.99, 0.01, 1e-7, 0.75])
 
 
 def weights(name: str, n: int, dtype: str, seed: int = 3) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:

@@ -31,7 +31,8 @@ each = pytest.mark.parametrize("schedule", EXAMPLES, ids=[type(schedule).__name_
 
 
 def test_every_schedule_is_tested_here():
-    assert {type(schedule) for schedule in EXAMPLES} == set(schedules.SCHEDULES.values())
+    functions = set(schedules.SCHEDULES.values()) - {mb.ReduceLROnPlateau}
+    assert {type(schedule) for schedule in EXAMPLES} == functions
 
 
 @each
@@ -101,12 +102,12 @@ def test_a_schedule_that_ends_before_the_fit_is_told_before_it_begins():
 def test_rates_that_grow_out_of_range_are_named_with_their_step():
     optimizer = mb.SGD(lr=mb.ExponentialLR(1.0, gamma=1e200))
     assert optimizer.learning_rates(0, 2).tolist() == [1.0, 1e200]
-    with pytest.raises(ValueError, match=r"lr\(2\) must be a finite number >= 0; got inf"):
+    with pytest.raises(ValueError, match=r"lr\(2\) must be a number in \[0, inf\); got inf"):
         optimizer.learning_rates(0, 9)
-    with pytest.raises(ValueError, match=r"lr\(2\) must be a finite number >= 0; got inf"):
+    with pytest.raises(ValueError, match=r"lr\(2\) must be a number in \[0, inf\); got inf"):
         optimizer.learning_rates(2, 1)
     for schedule in (mb.CyclicLR(0, 1, 3, mode="exp_range", gamma=1e99), mb.StepLR(0, 1, gamma=1e99)):
-        with pytest.raises(ValueError, match=r"lr\(\d+\) must be a finite number >= 0; got (inf|nan)"):
+        with pytest.raises(ValueError, match=r"lr\(\d+\) must be a number in \[0, inf\); got (inf|nan)"):
             mb.SGD(lr=schedule).learning_rates(0, 99)
 
 
@@ -116,6 +117,12 @@ def test_cosines_are_right_to_two_ulps_of_1():
     np.testing.assert_allclose(_arithmetic.cospi(x), np.cos(np.pi * reduced), rtol=0, atol=16 * EPS)
     assert _arithmetic.cospi(np.array([0, 0.5, 1, 1.5, 2, 1e9])).tolist() == [1, 0, -1, 0, 1, 1]
     assert np.abs(_arithmetic.cospi(x)).max() == 1
+
+
+def test_logarithms_are_right_to_three_ulps():
+    x = np.concatenate([np.linspace(0, 3, 10001)[1:], 1 - np.arange(1, 99) * 2.0**-53, 2.0 ** np.arange(-1070, 1024)])
+    np.testing.assert_array_max_ulp(_arithmetic.log(x), np.log(x), maxulp=3)
+    assert _arithmetic.log(np.ones(1)).tolist() == [0]
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, 1, 2, 0.9, 1 / 3, 2.3, 7.75, 30.1])
@@ -142,7 +149,6 @@ def one(**options):
         (lambda: mb.MultiStepLR(0.1, 5), TypeError, "milestones must be a sequence of integers; got 5"),
         (lambda: mb.MultiStepLR(0.1, [3, -1]), ValueError, r"milestones\[1\] must be an integer from 0 to .*; got -1"),
         (lambda: mb.CosineAnnealingWarmRestarts(0.1, 5, T_mult=0), ValueError, "T_mult must be an integer from 1 to"),
-        (lambda: mb.CyclicLR(0.2, 0.1), ValueError, "max_lr must be at least base_lr, 0.2; got 0.1"),
         (lambda: mb.CyclicLR(0.1, 0.2, mode="triangle"), ValueError, "mode must be one of .*; did you mean 'triangula"),
         (lambda: one(), ValueError, "OneCycleLR takes total_steps, or epochs and steps_per_epoch"),
         (lambda: one(epochs=3), ValueError, "OneCycleLR takes total_steps, or epochs and steps_per_epoch"),

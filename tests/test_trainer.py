@@ -450,11 +450,38 @@ def test_progress_is_a_bar_or_plain_lines_or_nothing(executor, capsys, monkeypat
     assert out == ""
     assert "| 2.0/2 epochs [" in error
     assert "val_accuracy=" in error
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+    for name in ("tqdm", "tqdm.auto"):
+        monkeypatch.setitem(sys.modules, name, None)
     trainer.fit(X, Y, max_epochs=2, verbose=1)
     out, error = capsys.readouterr()
     assert out == ""
     assert [line.split("  ")[0] for line in error.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_a_notebook_gets_its_own_bar(monkeypatch):
+    """`tqdm.auto` knows where it is; the bar is made by what it chose, once, and updated and closed."""
+    made = []
+
+    class Widget:
+        n = 0.0
+
+        def __init__(self, **options):
+            made.append(self)
+            self.notes = [options["total"]]
+
+        def update(self, n):
+            self.n += n
+
+        def set_postfix(self, figures, refresh):
+            self.notes.append(list(figures))
+
+        def close(self):
+            self.notes.append("closed")
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Widget)
+    make("numpy").fit(X, Y, max_epochs=2)
+    assert [widget.notes for widget in made] == [[2, *[["loss", "lr", "examples/s"]] * 2, "closed"]]
+    assert made[0].n == 2
 
 
 def test_importing_takes_numpy_alone():

@@ -64,6 +64,7 @@ class Training:
     batch_size: int
     seed: int
     rules: Rules = Rules()
+    average: np.ndarray | None = None  # (plan.size,): a running average of the parameters, if one is kept
 
 
 class Executor(Protocol):
@@ -86,7 +87,9 @@ class Executor(Protocol):
         """Train on mini-batches `first`, `first` + 1, ... and return how many updates were made.
 
         `t` updates were made before this call, ever; it seeds dropout. Row j of `coefficients`, (steps, C) float64,
-        is ``optimizer.coefficients(...)`` of mini-batch `first` + j: as many rows, so many mini-batches. Row j of
+        is ``optimizer.coefficients(...)`` of mini-batch `first` + j: as many rows, so many mini-batches. Where an
+        average of the parameters is kept, there is one column more, its weight: after the update,
+        ``average += weight * (parameters - average)``. Row j of
         `sums`, (steps, 2) float64, receives the mini-batch's weighted loss sum and the sum of its weights (their
         quotient is its mean loss). Stops early, after an update, when `seconds` are over; and before an update, when
         the mini-batch's loss is not finite: `sums` holds the loss, and the mini-batch isn't counted.
@@ -163,6 +166,15 @@ def load(name: str) -> type[Executor]:
 
         return NumpyExecutor
     raise unknown_name("executor", name, NAMES)
+
+
+def build(name: str, plan: Plan, params: np.ndarray, training: Training, n_threads: int | None) -> Executor:
+    """The executor called `name`, made ready for a training."""
+    if not training.optimizer.fused:
+        from .stepwise import StepwiseExecutor
+
+        return StepwiseExecutor(name, plan, params, training, n_threads)
+    return load(name)(plan, params, training, n_threads)
 
 
 def default() -> type[Executor]:

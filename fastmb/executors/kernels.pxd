@@ -30,6 +30,8 @@ cdef extern from "sync.h" nogil:
 
 cdef extern from "fastmb.h" nogil:
     enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_LINEAR, FMB_GRADIENT, FMB_ACCUMULATE
+    enum: FMB_VALUE, FMB_SLOPE, FMB_TIMES_SLOPE
+    ctypedef void (*fmb_callback)(void *a, void *b, int64_t n, int64_t mode) noexcept nogil
     ctypedef struct fmb_gemm:
         int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ahead
     ctypedef struct fmb_loss_spec:
@@ -38,6 +40,7 @@ cdef extern from "fastmb.h" nogil:
         int indices
         double smoothing, delta
         const void *weight
+        fmb_callback function
     ctypedef struct fmb_source:
         const char *data
         int64_t row_stride, col_stride, columns
@@ -54,6 +57,7 @@ cdef extern from "fastmb.h" nogil:
                      const void *s, void *dz, void *loss) noexcept nogil
         void (*update)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
                        int64_t rows, int64_t n, int64_t stride, int64_t g_stride) noexcept nogil
+        void (*average)(double weight, const void *w, void *a, int64_t rows, int64_t n, int64_t stride) noexcept nogil
         void (*gather)(const fmb_source *source, const int64_t *index, int64_t first, int rows, double scale,
                        void *out) noexcept nogil
         void (*backward)(void *da, const void *d, int relu, int keep, int64_t n, int rows, void *panels,

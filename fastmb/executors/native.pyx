@@ -37,16 +37,17 @@ cnp.import_array()
 
 # ---- names of C's enumerations -----------------------------------------------------------------------------------
 
-ISAS = ("v2", "v3", "v4")
+ISAS = ("v2", "v3", "v4", "neon")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh",
                "sigmoid")
-LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear")
+LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear", "custom")
 UPDATES = ("gradient", "accumulate", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
-           "rmsprop_centered", "rmsprop_centered_momentum", "adagrad")
+           "rmsprop_centered", "rmsprop_centered_momentum", "adagrad", "nadam", "radam", "adamax", "adadelta", "lion")
 cdef dict TYPES = {"b1": 4, "i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "u2": 5, "u4": 6, "u8": 7, "f2": 8, "f4": 9,
                    "f8": 10}
 
 cdef int DROPOUT = -1
+cdef int CUSTOM = -2
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
@@ -96,6 +97,9 @@ cdef class NativeExecutor:
 
     cdef readonly object plan, training, isa, n_threads_asked
     cdef object params, weight, lock, gradient
+    cdef list varying           # (place in `ops`, the plan's operation) of dropouts whose p is a schedule
+    cdef list rates
+    cdef list callbacks         # of users' own functions: here, so that they live as long as their addresses
     cdef Rules rules
     cdef Engine e
     cdef Op *ops
@@ -117,6 +121,7 @@ cdef class NativeExecutor:
         self.plan = plan
         self.params = params
         self.lock = threading.Lock()
+        self.callbacks = []
         self.training = training
         self.gradient = None
         self.n_threads_asked = n_threads
@@ -124,7 +129,9 @@ cdef class NativeExecutor:
         self.e.k = _kernels(plan.dtype, self.isa)
         self.e.size = plan.dtype.itemsize
         self.e.rb = self.e.k.rb
+        self.varying = []
         self._read_plan(plan)
+        self._read_groups(plan, training)
         weights = plan.size * self.e.size
         self.e.group = GROUP if weights > GROUP_BYTES else 1
         self.update = FMB_GRADIENT
@@ -138,6 +145,8 @@ cdef class NativeExecutor:
             self.e.loss.kind = LOSSES.index(loss.kind)
             self.e.loss.smoothing = loss.label_smoothing
             self.e.loss.delta = loss.delta
+            if loss.function is not None:
+                self.e.loss.function = self._callback(loss.function)
             self.weight = None if loss.weight is None else np.ascontiguousarray(loss.weight, plan.dtype)
             if self.weight is not None:
                 self.e.loss.weight = cnp.PyArray_DATA(self.weight)
@@ -199,6 +208,20 @@ cdef class NativeExecutor:
             self.e.total_chunks += s.chunks
             self.e.widest = max(self.e.widest, s.n_out)
 
+    def _read_groups(self, plan, training):
+        """Which row of coefficients the weight and the bias of each stage take."""
+        cdef Stage *s
+        names = [stage.name + what for stage in plan.stages for what in (".weight", ".bias")[:1 + stage.bias]]
+        group = training.optimizer.parameter_groups(names) if training is not None else {}
+        self.e.groups = 1 if training is None else training.optimizer.n_groups
+        for i, stage in enumerate(plan.stages):
+            s = &self.e.stages[i]
+            s.group = s.last_group = group.get(stage.name + ".weight", 0)
+            s.cut = s.rows
+            if stage.bias and group.get(stage.name + ".bias", 0) != s.group:
+                s.last_group = group.get(stage.name + ".bias", 0)
+                s.cut = s.n_in
+
     cdef int _read_op(self, int j, object op) except -1:
         self.ops[j].value = op.value
         if op.kind == "dropout":
@@ -206,9 +229,20 @@ cdef class NativeExecutor:
             self.ops[j].index = op.index
             self.ops[j].threshold = <uint32_t> int(op.value * 4294967296.0)
             self.ops[j].scale = 1.0 / (1.0 - op.value)
+            if op.schedule is not None:
+                self.varying.append((j, op))
+        elif op.kind == "custom":
+            self.ops[j].kind = CUSTOM
+            self.ops[j].function = self._callback(op.function)
         else:
             self.ops[j].kind = ACTIVATIONS.index(op.kind)
         return j + 1
+
+    cdef fmb_callback _callback(self, object function) except NULL:
+        """The address of a user's own function, compiled for the plan's dtype."""
+        compiled = function.compiled(self.plan.dtype)
+        self.callbacks.append(compiled)
+        return <fmb_callback> <size_t> compiled.address
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
@@ -259,6 +293,18 @@ cdef class NativeExecutor:
             b.n = order.shape[0]
         return 0
 
+    cdef int _vary(self, uint64_t t, int64_t steps) except -1:
+        """The dropouts' p at the steps to come, where it isn't always the same."""
+        cdef int j
+        cdef cnp.ndarray rates
+        self.rates = []     # owns the arrays
+        for j, op in self.varying:
+            rates = op.values(t, steps)
+            self.rates.append(rates)
+            self.ops[j].rates = <const double *> cnp.PyArray_DATA(rates)
+            self.ops[j].since = t
+        return 0
+
     cdef int _begin(self, Run *run, object batches, int64_t steps, uint64_t t, double[:, ::1] sums) except -1:
         """A run over `steps` mini-batches, the first of them 0, with nothing made of the gradients yet."""
         memset(run, 0, sizeof(Run))
@@ -281,6 +327,16 @@ cdef class NativeExecutor:
         run.far = run.batch_size >= self.e.k.lanes and (1 + n_states) * self.plan_size() * self.e.size > GROUP_BYTES
         return 0
 
+    cdef int _optimize(self, Run *run, const double[:, ::1] coefficients) except -1:
+        """Gradients go into the optimiser's update, and the weights into their average, if there is one."""
+        cdef object average = self.training.average
+        run.coefficients = &coefficients[0, 0]
+        run.columns = coefficients.shape[1]
+        run.update = self.update
+        if average is not None:
+            run.average = <char *> cnp.PyArray_DATA(average)
+        return self._state(run, self.training.state)
+
     cdef int _store(self, Run *run) except -1:
         """Gradients are stored before they are applied, in an array of this executor's."""
         if self.gradient is None:
@@ -300,6 +356,8 @@ cdef class NativeExecutor:
             rows = min(rows, run.rules.part_rows)
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
         with self.lock:
+            if self.varying:
+                self._vary(run.t, run.steps)
             threads = self._threads_for(flops, run.steps)
             self._reserve(rows, threads)
             if threads > 1 and self.n_threads_asked is None and run.steps > 1 and flops < TRIAL_FLOPS:
@@ -379,10 +437,8 @@ cdef class NativeExecutor:
         cdef Run run
         self._begin(&run, batches, coefficients.shape[0], t, sums)
         run.first = first
-        run.coefficients = &coefficients[0, 0]
         run.sweep = 1
-        run.update = self.update
-        self._state(&run, self.training.state)
+        self._optimize(&run, coefficients)
         if self.training.rules.stored:
             self._store(&run)
         if run.rules.clip < INFINITY:
@@ -397,23 +453,17 @@ cdef class NativeExecutor:
 
     def gradients(self, batches, uint64_t t, out, double[:, ::1] sums):
         cdef Run run
-        cdef double coefficients[8]
-        memset(coefficients, 0, sizeof(coefficients))
         out[:] = 0
         self._begin(&run, batches, 1, t, sums)
         run.rules.part_rows = 0
-        run.coefficients = coefficients
         run.sweep = 1
         self._state(&run, out.reshape(1, -1))
         return self._train(&run, 1e9) == 1
 
     def accumulate(self, batches, uint64_t t, int64_t row, out, double[:, ::1] sums, inputs=None):
         cdef Run run
-        cdef double coefficients[8]
-        memset(coefficients, 0, sizeof(coefficients))
         self._begin(&run, batches, 1, t, sums)
         run.rules.part_rows = 0
-        run.coefficients = coefficients
         run.sweep = 1
         run.row = row
         run.stored = 1
@@ -434,10 +484,8 @@ cdef class NativeExecutor:
         run.params = <char *> cnp.PyArray_DATA(self.params)
         run.rules = self.rules
         run.rules.divide = 0
-        run.coefficients = &coefficients[0, 0]
-        run.update = self.update
         run.gradient = <char *> cnp.PyArray_DATA(gradient)
-        self._state(&run, self.training.state)
+        self._optimize(&run, coefficients)
         with self.lock:
             threads = _threads.resolve(self.n_threads_asked, 20.0 * self.plan_size())
             self._reserve(1, threads)

@@ -4,11 +4,14 @@
 # ---- what the loops see --------------------------------------------------------------------------------------------
 
 cdef struct Op:
-    int kind            # an activation, or DROPOUT
+    int kind            # an activation, DROPOUT, or CUSTOM
     int index
     double value
     uint32_t threshold
     double scale
+    const double *rates     # a dropout's p at the updates since `since`, or NULL: always the same
+    uint64_t since
+    fmb_callback function   # of CUSTOM
 
 cdef enum Derivative:
     NONE      # no operation
@@ -27,6 +30,8 @@ cdef struct Stage:
     char *dz            # its output gradient: [panel][row][rb]
     int64_t panels, panel_stride
     int64_t row_tiles, tiles, first_tile
+    int group, last_group   # rows of coefficients: of matrix rows before `cut`, and of those from there on
+    int64_t cut
     int64_t chunks, first_chunk     # of the matrix, where a gradient that is stored is applied
 
 cdef struct Worker:
@@ -34,6 +39,7 @@ cdef struct Worker:
     char *da[2]         # gradients of a group's activations, or the activations in inference
     char **d            # per stage: derivatives of a group, [block][n_out][rb]
     char *tile
+    char *coef          # the step's coefficients, [group][8]
     char *s
     int32_t *labels
     char *target
@@ -85,16 +91,24 @@ cdef struct Run:            # what one call works on
     int failed
     int64_t first, steps, batch_size
     uint64_t t
-    const double *coefficients
+    const double *coefficients  # a row of `columns` a step: 8 for each group, then the average's weight if there is one
+    int64_t columns
     double *sums
     int update
     char *params
     char *state[3]
+    char *average           # of the weights, or NULL
     double deadline
     int64_t check           # steps between two looks at the clock
     int64_t start, done     # updates made before this region, and by now
     int stop, bad
     int far                 # parameters and state are worth asking for ahead of their tile
+
+cdef struct Into:           # where gradients go
+    int kind                # of update
+    char *coef              # [group][8]
+    char *state[3]
+    double weight           # of the weights in their average
 
 cdef struct Mini:           # one mini-batch, or a part of one, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks
@@ -110,6 +124,7 @@ cdef struct Engine:         # a plan made ready to run
     Op *input_ops
     int n_input_ops
     int group               # blocks that go through a stage together
+    int groups              # of parameters, each with its coefficients
     int64_t widest, total_tiles, total_chunks
     double *tile_squares    # of every tile's mean gradient, and of every chunk's
     double *chunk_squares
@@ -214,6 +229,8 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
                 at += _line(e.group * e.stages[i].n_out * e.rb * e.size)
         worker.tile = base + at
         at += _line((e.k.mr + 2) * e.rb * e.size)
+        worker.coef = base + at
+        at += _line(8 * e.groups * e.size)
         worker.s = base + at
         at += block
         worker.loss = base + at

@@ -273,12 +273,20 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
     """A stage's operations on features `unit` .. of one block [n][rb], in place; `d` receives the product of their
     derivatives."""
     cdef int i, first = 1
+    cdef uint32_t threshold
+    cdef double scale
     cdef int64_t j
     for i in range(n_ops):
-        if ops[i].kind != DROPOUT:
+        if ops[i].kind == CUSTOM:
+            ops[i].function(a, d, n * e.rb, FMB_VALUE if d == NULL else FMB_SLOPE if first else FMB_TIMES_SLOPE)
+        elif ops[i].kind != DROPOUT:
             e.k.activation(ops[i].kind, ops[i].value, a, d, n * e.rb, first)
         elif training:
-            e.k.dropout(e.seed, t, ops[i].index, row, unit, ops[i].threshold, ops[i].scale, a, d, n, first)
+            threshold, scale = ops[i].threshold, ops[i].scale
+            if ops[i].rates != NULL:
+                scale = ops[i].rates[t - ops[i].since]
+                threshold, scale = <uint32_t> (scale * 4294967296.0), 1.0 / (1.0 - scale)
+            e.k.dropout(e.seed, t, ops[i].index, row, unit, threshold, scale, a, d, n, first)
         else:
             continue
         first = 0
@@ -408,11 +416,7 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
     cdef int64_t tile, chunk = 1 + 64 // max(<int64_t> 1, mini.rows)
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
-    cdef double coef64[8]
-    cdef float coef32[8]
-    for i in range(8):
-        coef64[i] = run.coefficients[8 * mini.step + i]
-        coef32[i] = <float> coef64[i]
+    _round_coefficients(e, run, me, mini.step)
     _expect(e, run, mini, me, tid, threads)
     for i in range(threads):
         owner = &e.workers[(tid + i) % threads]
@@ -420,8 +424,7 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
             tile = fmb_take(&owner.next_tile, chunk)
             if tile >= owner.last_tile:
                 break
-            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile),
-                   <void *> coef64 if e.size == 8 else <void *> coef32)
+            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile))
 
 
 cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
@@ -439,20 +442,14 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
         me.expected_lines = 1 + lines * threads // e.total_tiles
 
 
-cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end,
-                 const void *coef) noexcept nogil:
+cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end) noexcept nogil:
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
     cdef int i = 0, j, rows, columns
     cdef int64_t panel, m, at
-    cdef int update = run.update
-    cdef char *state[3]
+    cdef Into into
     cdef Stage *s
     cdef fmb_gemm g
-    for j in range(3):
-        state[j] = run.state[j]
-    if run.stored:
-        update = FMB_GRADIENT if run.row + mini.row == 0 else FMB_ACCUMULATE
-        state[0], state[1], state[2] = run.gradient, NULL, NULL
+    _destination(e, run, mini, me, &into)
     while tile >= e.stages[i].first_tile + e.stages[i].tiles:
         i += 1
     while tile < end:
@@ -476,8 +473,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
             if run.far:
                 fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.n_out * e.size)
                 for j in range(3):
-                    if state[j] != NULL:
-                        fmb_prefetch_tile(state[j] + at, rows, columns * e.size, s.n_out * e.size)
+                    if into.state[j] != NULL:
+                        fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.n_out * e.size)
+            if into.weight != 0:
+                fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.n_out * e.size)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
             if mini.rows > 0:
@@ -490,11 +489,64 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 rows = 1
             if run.stats != NULL and not run.stored:
                 e.tile_squares[tile] = e.k.tile_squares(me.tile, rows, columns, e.rb)
-            e.k.update(update, coef, run.params + at, state[0] + at if state[0] != NULL else NULL,
-                       state[1] + at if state[1] != NULL else NULL, state[2] + at if state[2] != NULL else NULL,
-                       me.tile, rows, columns, s.n_out, e.rb)
+            _update(e, run, s, &into, m * s.n_out + panel * e.rb, rows, columns, me.tile, e.rb)
             tile += 1
         i += 1
+
+
+cdef void _round_coefficients(Engine *e, Run *run, Worker *me, int64_t step) noexcept nogil:
+    """The step's coefficients in the plan's dtype. There are none where gradients are only stored."""
+    cdef int64_t i
+    if run.coefficients != NULL:
+        for i in range(8 * e.groups):
+            _put(me.coef, i, run.coefficients[run.columns * step + i], e.size)
+
+
+cdef void _destination(Engine *e, Run *run, Mini *mini, Worker *me, Into *into) noexcept nogil:
+    """Where the weight sweep's gradients go: into the update, or into the array that stores them."""
+    _to_update(run, mini.step, me, into)
+    if run.stored:
+        into.kind = FMB_GRADIENT if run.row + mini.row == 0 else FMB_ACCUMULATE
+        into.state[0], into.state[1], into.state[2] = run.gradient, NULL, NULL
+        into.weight = 0
+
+
+cdef void _to_update(Run *run, int64_t step, Worker *me, Into *into) noexcept nogil:
+    cdef int j
+    into.kind = run.update
+    into.coef = me.coef
+    for j in range(3):
+        into.state[j] = run.state[j]
+    into.weight = 0 if run.average == NULL else run.coefficients[run.columns * (step + 1) - 1]
+
+
+cdef void _update(Engine *e, Run *run, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns,
+                  const char *g, int64_t g_stride) noexcept nogil:
+    """The update of rows x columns weights, from number `first` of the stage's matrix on, by their gradients. At
+    `s.cut` another group of parameters begins."""
+    cdef int64_t head
+    if rows == 1:
+        head = max(<int64_t> 0, min(columns, s.cut * s.n_out - first))
+        _update_group(e, run, s, into, s.group, first, 1, head, g, g_stride)
+        _update_group(e, run, s, into, s.last_group, first + head, 1, columns - head, g + head * e.size, g_stride)
+    else:
+        head = max(<int64_t> 0, min(rows, s.cut - first // s.n_out))
+        _update_group(e, run, s, into, s.group, first, head, columns, g, g_stride)
+        _update_group(e, run, s, into, s.last_group, first + head * s.n_out, rows - head, columns,
+                      g + head * g_stride * e.size, g_stride)
+
+
+cdef void _update_group(Engine *e, Run *run, Stage *s, Into *into, int group, int64_t first, int64_t rows,
+                        int64_t columns, const char *g, int64_t g_stride) noexcept nogil:
+    cdef int64_t at = (s.offset + first) * e.size
+    if rows <= 0 or columns <= 0:
+        return
+    e.k.update(into.kind, into.coef + 8 * group * e.size, run.params + at,
+               into.state[0] + at if into.state[0] != NULL else NULL,
+               into.state[1] + at if into.state[1] != NULL else NULL,
+               into.state[2] + at if into.state[2] != NULL else NULL, g, rows, columns, s.n_out, g_stride)
+    if into.weight != 0:
+        e.k.average(into.weight, run.params + at, run.average + at, rows, columns, s.n_out)
 
 
 # ---- rows' own gradients -------------------------------------------------------------------------------------------
@@ -583,17 +635,15 @@ cdef void _apply_gradient(Engine *e, Run *run, int64_t step, double weight, int 
     """From the sum of gradients to the update: mean, noise, limits, in chunks of the matrices."""
     cdef Rules *rules = &run.rules
     cdef Stage *s
-    cdef double coef64[8]
-    cdef float coef32[8]
+    cdef Into into
     cdef double lanes[8]
     cdef double norm, scale = 1.0
     cdef double divide = rules.divide if rules.divide > 0 else weight
     cdef int64_t c, at, n, first, last
-    cdef int i, norms = rules.max_norm < INFINITY or run.stats != NULL
+    cdef int norms = rules.max_norm < INFINITY or run.stats != NULL
     cdef char *g
-    for i in range(8):
-        coef64[i] = run.coefficients[8 * step + i]
-        coef32[i] = <float> coef64[i]
+    _round_coefficients(e, run, &e.workers[tid], step)
+    _to_update(run, step, &e.workers[tid], &into)
     _share(&first, &last, e.total_chunks, tid, threads)
     if norms:
         for c in range(first, last):
@@ -615,11 +665,7 @@ cdef void _apply_gradient(Engine *e, Run *run, int64_t step, double weight, int 
             _mean(e, run, &e.workers[tid], step, divide, s, at, n)
         if scale != 1.0 or rules.limit < INFINITY:
             e.k.limit(g, n, scale, rules.limit)
-        at = (s.offset + at) * e.size
-        e.k.update(run.update, <void *> coef64 if e.size == 8 else <void *> coef32, run.params + at,
-                   run.state[0] + at if run.state[0] != NULL else NULL,
-                   run.state[1] + at if run.state[1] != NULL else NULL,
-                   run.state[2] + at if run.state[2] != NULL else NULL, g, 1, n, n, n)
+        _update(e, run, s, &into, at, 1, n, g, n)
 
 
 cdef Stage *_chunk(Engine *e, int64_t c, int64_t *at, int64_t *n) noexcept nogil:

@@ -52,6 +52,14 @@ class NumpyExecutor:
         self.plan = plan
         self.params = params
         self.training = training
+        if training is not None:
+            optimizer = training.optimizer
+            groups = optimizer.parameter_groups(views(params, plan))
+            places = views(np.arange(plan.size), plan)
+            self._groups = [  # the places of each group's parameters in the flat vector
+                np.concatenate([np.zeros(0, int), *(places[name].ravel() for name in groups if groups[name] == i)])
+                for i in range(optimizer.n_groups)
+            ]
 
     def run(
         self,
@@ -168,7 +176,8 @@ class NumpyExecutor:
 
         def drop(op: Op, rows: int, units: int) -> np.ndarray:
             assert training is not None
-            return dropout_mask(training.seed, t, op.index, row + rows, units, op.value, self.plan.dtype)[row:]
+            p = op.values(t, 1).item()
+            return dropout_mask(training.seed, t, op.index, row + rows, units, p, self.plan.dtype)[row:]
 
         z, tape = self._forward(x, drop if training is not None else None)
         if training is None:  # y is the gradient
@@ -257,9 +266,14 @@ class NumpyExecutor:
     def _update(self, row: np.ndarray, gradient: np.ndarray) -> None:
         assert self.training is not None
         coefficients = _float64(row.astype(self.plan.dtype)).tolist()
-        w, states = _float64(self.params), _float64(self.training.state)
-        update(self.training.optimizer.kind, coefficients, w, gradient, states)
-        self.params[:], self.training.state[:] = w, states
+        average = self.training.average
+        for i, places in enumerate(self._groups):
+            w, states = _float64(self.params[places]), _float64(self.training.state[:, places])
+            update(self.training.optimizer.kind, coefficients[8 * i : 8 * i + 8], w, gradient[places], states)
+            self.params[places], self.training.state[:, places] = w, states
+            if average is not None:
+                a = _float64(average[places])
+                average[places] = a + coefficients[-1] * (_float64(self.params[places]) - a)
 
 
 def shorten(norms: np.ndarray, clip: float) -> np.ndarray:
@@ -278,7 +292,9 @@ def _rows_of(batches: Batches, k: int) -> np.ndarray:
 def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
     """The update of weights `w` with gradient `g`, elementwise; `w` and `states`, (n_states, n), change in place."""
     g = g + c[1] * w
-    if kind == "sgd":
+    if kind == "gradient":
+        states[0] = g
+    elif kind == "sgd":
         w -= c[0] * g
     elif kind in ("momentum", "nesterov"):
         (m,) = states
@@ -310,6 +326,31 @@ def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.n
         (s,) = states
         s += g**2
         w -= c[0] * g / (np.sqrt(s) + c[2])
+    elif kind in ("nadam", "radam"):
+        m, v = states
+        w *= c[2]
+        m += c[3] * (g - m)
+        v[:] = c[4] * v + c[5] * g**2
+        if kind == "nadam":
+            w -= (c[7] * g + c[0] * m) / (np.sqrt(v) + c[6])
+        else:
+            w -= c[0] * m / (c[7] * np.sqrt(v) + c[6])
+    elif kind == "adamax":
+        m, u = states
+        m += c[3] * (g - m)
+        u[:] = np.maximum(c[4] * u, np.abs(g) + c[5])
+        w -= c[0] * m / u
+    elif kind == "adadelta":
+        v, d = states
+        v[:] = c[2] * v + c[3] * g**2
+        step = np.sqrt(d + c[4]) / np.sqrt(v + c[4]) * g
+        d[:] = c[2] * d + c[3] * step**2
+        w -= c[0] * step
+    elif kind == "lion":
+        (m,) = states
+        w *= c[2]
+        w -= c[0] * np.sign(c[3] * g + c[4] * m)
+        m[:] = c[5] * g + c[6] * m
     else:
         raise ValueError(f"no such update: {kind!r}")
 
@@ -340,6 +381,9 @@ def loss_and_gradient(loss: Loss, z: np.ndarray, y: np.ndarray) -> tuple[np.ndar
         each, slope = (z - y) ** 2, 2 * (z - y)
     elif loss.kind == "mae":
         each, slope = np.abs(z - y), np.sign(z - y)
+    elif loss.function is not None:
+        each = loss.function.value(z, y)
+        slope = loss.function.slope(z, y, value=each)
     elif loss.kind == "huber":
         d, delta = z - y, loss.delta
         each = np.where(np.abs(d) <= delta, d**2 / 2, delta * (np.abs(d) - delta / 2))
@@ -356,6 +400,9 @@ def _elementwise(ops: tuple[Op, ...], z: np.ndarray, drop: Drop) -> tuple[np.nda
         if op.kind == "dropout":
             mask = np.ones_like(a) if drop is None else drop(op, *a.shape)
             a, d = a * mask, d * mask
+        elif op.function is not None:
+            value = op.function.value(a)
+            a, d = value, d * op.function.slope(a, value=value)
         else:
             a, slope = ACTIVATIONS[op.kind](a, op.value)
             d = d * slope

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .._arithmetic import cospi, power
+from .._checks import number
 from .base import Schedule
 
 
@@ -54,12 +55,14 @@ class CosineAnnealingWarmRestarts(Schedule):
 
 @dataclass(frozen=True)
 class CyclicLR(Schedule):
-    """Up from `base_lr` to `max_lr` in a line and down again, over and over (Smith 2017). The momentum stays.
+    """Up from `base_lr` to `max_lr` in a line and down again, over and over (Smith 2017).
+
+    The momentum goes the other way with ``SGD(lr=cycle, momentum=cycle.momentum())``.
 
     Parameters
     ----------
     base_lr, max_lr : float
-        The least and the largest rate.
+        The rates between which it goes.
     step_size_up : int, default 2000
         Steps up.
     step_size_down : int, optional
@@ -82,10 +85,9 @@ class CyclicLR(Schedule):
     mode: str = "triangular"
     gamma: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_lr < self.base_lr:
-            raise ValueError(f"max_lr must be at least base_lr, {self.base_lr}; got {self.max_lr}")
+    def momentum(self, base_momentum: float = 0.8, max_momentum: float = 0.9) -> CyclicLR:
+        """The momentum that belongs to it: from `max_momentum` down to `base_momentum` while the rate goes up."""
+        return replace(self, base_lr=max_momentum, max_lr=base_momentum)
 
     def _rates(self, steps: np.ndarray) -> np.ndarray:
         up = self.step_size_up
@@ -101,7 +103,10 @@ class CyclicLR(Schedule):
 
 @dataclass(frozen=True)
 class OneCycleLR(Schedule):
-    """Up from ``max_lr / div_factor`` to `max_lr`, then far down: once (Smith and Topin 2019). The momentum stays.
+    """Up from ``max_lr / div_factor`` to `max_lr`, then far down: once (Smith and Topin 2019).
+
+    The momentum goes the other way with ``SGD(lr=cycle, momentum=cycle.momentum())``, or, for Adam and the like,
+    ``Adam(lr=cycle, betas=(cycle.momentum(), 0.999))``.
 
     Parameters
     ----------
@@ -151,6 +156,12 @@ class OneCycleLR(Schedule):
         assert self.epochs is not None
         assert self.steps_per_epoch is not None
         return self.epochs * self.steps_per_epoch
+
+    def momentum(self, base_momentum: float = 0.85, max_momentum: float = 0.95) -> OneCycleLR:
+        """The momentum that belongs to it: from `max_momentum` to `base_momentum` while the rate goes up, and back."""
+        high = number("max_momentum", max_momentum, "(0, 1)")
+        low = number("base_momentum", base_momentum, "(0, 1)")
+        return replace(self, max_lr=low, div_factor=low / high, final_div_factor=1.0)
 
     def _rates(self, steps: np.ndarray) -> np.ndarray:
         first = self.max_lr / self.div_factor

@@ -1,0 +1,254 @@
+"""Averages of the weights: torch's, in the middle of anything, and in the way of nothing."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import executors, threads
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((100, 6)).astype(np.float32)
+Y = RNG.integers(0, 3, 100)
+AVERAGES = [mb.EMA(0.9, every=1), mb.EMA(0.99, every=4), mb.SWA(2), mb.SWA(1, lr=0.5, anneal_epochs=3)]
+each_average = pytest.mark.parametrize("average", AVERAGES, ids=repr)
+
+
+def make(average: Any, executor: str = "native", optimizer: Any = None, **options: Any) -> mb.Trainer:
+    net = mb.Sequential(mb.Linear(6, 33), mb.ReLU(), mb.Dropout(0.2), mb.Linear(33, 3), seed=1)
+    options = {"batch_size": 16, "seed": 5} | options
+    return mb.Trainer(net, optimizer=optimizer or mb.SGD(0.1, 0.9), executor=executor, average=average, **options)
+
+
+def fit(trainer: mb.Trainer, epochs: int, **options: Any) -> mb.History:
+    return trainer.fit(X, Y, max_epochs=epochs, verbose=0, **options)
+
+
+def test_the_moving_average_is_torchs(executor):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is too large for the test extra")
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    for decay, every in [(0.9, 1), (0.75, 3)]:
+        trainer = make(mb.EMA(decay, every), executor)
+        model = torch.nn.ParameterList([torch.tensor(trainer.net.flat)])
+        theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay**every))
+        for step in range(12):
+            trainer.step(X[:16], Y[:16])
+            if (step + 1) % every:
+                continue
+            model[0].data[:] = torch.tensor(trainer.net.flat)
+            theirs.update_parameters(model)
+            expected = theirs.module[0].detach().numpy()
+            np.testing.assert_allclose(trainer.state[-1], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_mean_over_epochs_is_torchs(executor):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is too large for the test extra")
+    from torch.optim.swa_utils import AveragedModel
+
+    trainer = make(mb.SWA(2), executor)
+    model = torch.nn.ParameterList([torch.tensor(trainer.net.flat)])
+    theirs = AveragedModel(model)
+    for epoch in range(1, 7):
+        fit(trainer, 1)
+        model[0].data[:] = torch.tensor(trainer.net.flat)
+        if epoch > 2:
+            theirs.update_parameters(model)
+            expected = theirs.module[0].detach().numpy()
+            np.testing.assert_allclose(trainer.averaged_net().flat, expected, rtol=1e-6, atol=1e-7)
+        else:
+            assert (trainer.averaged_net().flat == trainer.net.flat).all()
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize("anneal_epochs", [1, 4])
+def test_the_learning_rate_goes_where_torchs_goes(strategy, anneal_epochs):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is too large for the test extra")
+    from torch.optim.swa_utils import SWALR
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = SWALR(optimizer, 0.3, anneal_epochs, strategy)
+    expected = [0.1] * 2
+    for _ in range(6):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    average = mb.SWA(2, lr=0.3, anneal_epochs=anneal_epochs, anneal_strategy=strategy)
+    found = fit(make(average, "numpy", mb.SGD(0.1)), 8)["lr"]
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    assert fit(make(mb.SWA(2, lr=0.3, anneal_epochs=0), "numpy", mb.SGD(0.1)), 3)["lr"] == [0.1, 0.1, 0.3]
+
+
+@each_average
+def test_it_changes_nothing_about_the_training(average, executor):
+    plain, averaged = make(None, executor), make(average, executor)
+    epochs = 1 if getattr(average, "lr", None) else 4
+    for trainer in (plain, averaged):
+        fit(trainer, epochs)
+    assert (plain.net.flat == averaged.net.flat).all()
+    assert (plain.state == averaged.state[:-1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_same_bits_however_it_is_run(dtype, monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 16)
+    found = set()
+    for n_threads, how in [(1, "fit"), (3, "fit"), (1, "step"), (2, "step")]:
+        net = mb.mlp([6, 33, 3], dtype=dtype)
+        trainer = mb.Trainer(
+            net, average=mb.EMA(0.9, every=3), batch_size=16, shuffle=False, n_threads=n_threads, optimizer=mb.Adam(0.1)
+        )
+        for start in range(0, 100, 16):
+            if how == "step":
+                trainer.step(X[start : start + 16], Y[start : start + 16])
+        if how == "fit":
+            fit(trainer, 1)
+        found.add(trainer.state.tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97])
+def test_the_executors_agree(width, dtype):
+    states = []
+    for name in executors.NAMES:
+        net = mb.mlp([6, width, 3], dtype=dtype, activation="tanh")
+        groups = {"*.bias": {"lr": 0.5}}
+        trainer = mb.Trainer(net, optimizer=mb.SGD(0.1, groups=groups), average=mb.EMA(0.8, every=2), executor=name)
+        fit(trainer, 4)
+        states.append(trainer.averaged_net().flat)
+    np.testing.assert_allclose(*states, rtol=1e-4 if dtype == "float32" else 1e-12, atol=1e-6)
+
+
+@each_average
+@pytest.mark.parametrize("way", ["checkpoint", "pickle"])
+def test_a_resumed_fit_has_the_bits_of_one_never_stopped(average, way, executor, tmp_path):
+    whole, stopped = make(average, executor), make(average, executor)
+    fit(whole, 6)
+    for epochs in (1, 2):
+        fit(stopped, epochs)
+        stopped.fit(X, Y, max_epochs=1, max_seconds=0, verbose=0)  # some mini-batches more
+        if way == "checkpoint":
+            stopped.save(tmp_path / "file")
+            resumed = mb.load(tmp_path / "file")
+        else:
+            resumed = pickle.loads(pickle.dumps(stopped))
+        assert resumed.average == average
+        assert (resumed.state == stopped.state).all()
+        stopped = resumed
+    fit(stopped, 6 - stopped.epoch)
+    assert (stopped.state == whole.state).all()
+    assert (stopped.net.flat == whole.net.flat).all()
+    assert (stopped.averaged_net().flat == whole.averaged_net().flat).all()
+
+
+def test_a_checkpoint_has_the_average_by_name(tmp_path):
+    from safetensors import safe_open
+
+    trainer = make(mb.EMA())
+    fit(trainer, 3)
+    trainer.save(tmp_path / "file")
+    with safe_open(tmp_path / "file", "np") as file:
+        assert (file.get_tensor("average.0.weight") == trainer.averaged_net().parameters()["0.weight"]).all()
+
+
+def test_the_network_has_the_average_for_a_while_and_then_its_own_weights(executor):
+    trainer = make(mb.EMA(0.9, every=1), executor)
+    fit(trainer, 2)
+    own, mean = trainer.net.flat.copy(), trainer.averaged_net()
+    with trainer.averaged() as net:
+        assert net is trainer.net
+        assert (net.flat == mean.flat).all()
+        inside = trainer.evaluate(X, Y)
+        with trainer.averaged():
+            pass
+        assert (net.flat == mean.flat).all()
+        for forbidden in (
+            lambda: trainer.step(X, Y),
+            lambda: fit(trainer, 1),
+            lambda: trainer.save("file"),
+            lambda: pickle.dumps(trainer),
+        ):
+            with pytest.raises(RuntimeError, match=r"leave `with trainer.averaged\(\)` first"):
+                forbidden()
+    assert (trainer.net.flat == own).all()
+    assert trainer.evaluate(X, Y) != inside
+    with pytest.raises(KeyError), trainer.averaged():
+        raise KeyError
+    assert (trainer.net.flat == own).all()
+
+
+def test_before_anything_is_averaged_it_is_the_network(executor):
+    trainer = make(mb.EMA(0.9, every=5), executor)
+    for _ in range(4):
+        trainer.step(X, Y)
+    assert (trainer.averaged_net().flat == trainer.net.flat).all()
+    trainer.step(X, Y)
+    assert (trainer.state[-1] == trainer.net.flat).all()
+    trainer.step(X, Y)
+    assert (trainer.averaged_net().flat != trainer.net.flat).any()
+
+
+def test_validation_and_what_is_restored_are_of_the_average():
+    val = {"X_val": X, "y_val": Y}
+    for validate in (True, False):
+        trainer = make(mb.EMA(0.9, validate=validate))
+        stopping = mb.EarlyStopping("val_loss", patience=100, restore_best=True)
+        fit(trainer, 1, **val)
+        flat = trainer.averaged_net().flat if validate else trainer.net.flat
+        with trainer.averaged():
+            averaged = trainer.evaluate(X, Y)["loss"]
+        told = trainer.history["val_loss"][-1]
+        assert told == (averaged if validate else trainer.evaluate(X, Y)["loss"])
+        expected = flat.copy()
+        trainer = make(mb.EMA(0.9, validate=validate))
+        fit(trainer, 1, callbacks=[stopping], **val)
+        assert (trainer.net.flat == expected).all()
+
+
+@pytest.mark.parametrize("bound", [0, 3, 10])
+def test_a_fit_that_diverges_leaves_the_average_of_its_last_finite_epoch(bound):
+    def rate(t: int) -> float:
+        return 0.01 if t < bound else 1e30
+
+    trainer = make(mb.EMA(0.9, every=1), optimizer=mb.SGD(rate))
+    with pytest.raises(FloatingPointError):
+        fit(trainer, 5)
+    expected = make(mb.EMA(0.9, every=1), optimizer=mb.SGD(0.01))
+    if epochs := trainer.epoch:
+        fit(expected, epochs)
+    assert (trainer.state == expected.state).all()
+    assert (trainer.averaged_net().flat == expected.averaged_net().flat).all()
+
+
+def test_an_epoch_that_is_given_up_counts_as_one():
+    trainer = make(mb.SWA(0))
+    trainer.fit(X, Y, max_epochs=1, max_seconds=0, verbose=0)
+    if trainer._current is None:
+        pytest.fail("the epoch should have been broken off")
+    first = trainer.net.flat.copy()
+    trainer.fit(X[:50], Y[:50], max_epochs=1, verbose=0)
+    np.testing.assert_allclose(trainer.state[-1], (first + trainer.net.flat) / 2, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "error", "message"),
+    [
+        (lambda: mb.EMA(1), ValueError, r"decay must be a number in \[0, 1\); got 1"),
+        (lambda: mb.EMA(every=0), ValueError, "every must be an integer"),
+        (lambda: mb.SWA(-1), ValueError, "start_epoch must be an integer"),
+        (lambda: mb.SWA(1, lr=-1), ValueError, "lr must be a number in"),
+        (lambda: mb.SWA(1, anneal_epochs=-1), ValueError, "anneal_epochs must be an integer"),
+        (lambda: mb.SWA(1, anneal_strategy="log"), ValueError, "anneal_strategy must be one of 'cos', 'linear'"),
+        (lambda: make(0.999), TypeError, r"average must be an average such as EMA\(0.999\); got 0.999"),
+        (lambda: make(None).averaged_net(), ValueError, "this trainer keeps no average"),
+        (lambda: make(None).averaged().__enter__(), ValueError, "this trainer keeps no average"),
+    ],
+)
+def test_misuse_is_named(make_it, error, message):
+    with pytest.raises(error, match=message):
+        make_it()
