@@ -37,7 +37,8 @@ def compare(
     dtype: str,
     threads: int,
     without: Mapping[str, str] | None = None,
-    **work: float,
+    flops: float | None = None,
+    moved: float | None = None,
 ) -> None:
     """Everybody's calls, as `make` gives them, in turn; each returns its result, or as much of it as `exact` has."""
     from threadpoolctl import threadpool_limits
@@ -67,5 +68,6 @@ def compare(
             left_out=left_out,
             rounds=ROUNDS,
             seconds=SECONDS,
-            **work,
+            flops=flops,
+            moved=moved,
         )
