@@ -1,10 +1,10 @@
 """The compiled extensions; everything else about the package is in pyproject.toml.
 
 `fastmb.executors.native` is made of native.pyx (loops and threads) and csrc/*.c (what one core does to one block);
-`fastmb.ops._native` of _native.pyx and csrc/ops_*.c, and it takes the other kernels from the first.
-On x86-64 the base is v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
-beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. On AArch64 every machine has the one set, NEON.
-There is no -march=native and no -ffast-math.
+`fastmb.ops._native` of _native.pyx and csrc/ops_*.c, and it takes the other kernels from the first. On x86-64 the base
+is v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled beside it
+(csrc/isa_*.c choose theirs by pragma) and chosen at import. On AArch64 every machine has the one set, NEON. There is no
+-march=native and no -ffast-math.
 """
 
 import os
@@ -62,7 +62,7 @@ class BuildExt(build_ext):
             self.copy_extensions_to_source()
 
 
-OPS = ["csrc/ops_dispatch.c", *sorted(glob(f"csrc/ops_{ISAS}.c"))]
+PARTS = ("dispatch", "isa"), ("ops_dispatch", "ops")  # what chooses an instruction set, and what there is
 
 
 def extension(name: str, sources: list[str]) -> Extension:
@@ -80,8 +80,8 @@ def extension(name: str, sources: list[str]) -> Extension:
     return made
 
 
-kernels = ["csrc/dispatch.c", *sorted(glob(f"csrc/isa_{ISAS}.c"))]
+kernels, functions = ([f"csrc/{main}.c", *sorted(glob(f"csrc/{part}_{ISAS}.c"))] for main, part in PARTS)
 native = extension("fastmb.executors.native", ["fastmb/executors/native.pyx", *kernels])
-ops = extension("fastmb.ops._native", ["fastmb/ops/_native.pyx", *OPS])
+ops = extension("fastmb.ops._native", ["fastmb/ops/_native.pyx", *functions])
 
 setup(ext_modules=[native, ops], cmdclass={"build_ext": BuildExt})

@@ -18,6 +18,7 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
+from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
     from .checkpoint import load
     from .integrations import MLflow, OptunaPruning, TensorBoard
     from .lr_finder import LRFinder, find_lr
-    from .ops import use_backend
     from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
+    from .ops import use_backend
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -84,6 +85,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "BCEWithLogits",
+    "BatchNorm1d",
     "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
@@ -100,6 +102,7 @@ __all__ = [
     "Huber",
     "Identity",
     "LRFinder",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
@@ -113,11 +116,13 @@ __all__ = [
     "NAdam",
     "OneCycleLR",
     "OptunaPruning",
+    "PReLU",
     "PolynomialLR",
     "RAdam",
     "RMSprop",
     "ReLU",
     "ReduceLROnPlateau",
+    "Residual",
     "Sequential",
     "SequentialLR",
     "SiLU",
@@ -149,9 +154,9 @@ _LAZY = {
     "checkpoint": ("load",),
     "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
     "lr_finder": ("LRFinder", "find_lr"),
-    "ops": ("use_backend",),
     "optim": ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Lion", "Muon", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
+    "ops": ("use_backend",),
 }
 
 
