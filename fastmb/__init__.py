@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from .checkpoint import load
     from .integrations import MLflow, OptunaPruning, TensorBoard
     from .lr_finder import LRFinder, find_lr
-    from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .ops import use_backend
+    from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
