@@ -6,6 +6,7 @@ after round in one process (`turns`); the medians count, and each result carries
 machine's peak measured in the same rounds, and the largest error against float64. This is the comparison to quote:
 
 - ``bench_step``: training steps; `workloads` names the work, `peers` is how each library does it at its best;
+- ``bench_matmul``, ``bench_activation_backward``, ``bench_reduction``: the functions of `fastmb.ops`;
 - ``bench_latency``: one step, and one prediction, of a few rows from Python;
 - ``bench_custom``: a user's own activation against the built-in one;
 - ``bench_import``: the time of an import, the size of a wheel.

@@ -3,36 +3,18 @@ sigmoid from their output."""
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from .cases import PEERS, Call, Case, clock, limits, run, unfit
+from .functions import Call, compare
 
-ALL = len(os.sched_getaffinity(0))
 SIZES = [64, 1000, 10_000, 100_000, 1_000_000, 10_000_000]
 CASES = [(kind, size, "float32") for kind in ("relu", "tanh", "sigmoid", "gelu") for size in SIZES]
 CASES += [(kind, size, "float64") for kind in ("relu", "tanh") for size in (1000, 1_000_000)]
 IDS = [f"{kind}-{size}-{dtype}" for kind, size, dtype in CASES]
-
-
-@lru_cache(maxsize=1)
-def case(index: int, threads: int) -> Case:
-    """A case with the calls of the peers that are here."""
-    from fastmb import ops
-
-    kind, size, dtype = CASES[index]
-    rng = np.random.default_rng(0)
-    da, z = (rng.standard_normal(size).astype(dtype) for _ in range(2))
-    x = ops.activation_forward(z, kind, backend="numpy") if kind in ("tanh", "sigmoid") else z
-    calls = {}
-    for peer in PEERS:
-        if unfit(peer, threads, ALL) is None and (call := _call(peer, kind, da, x)):
-            calls[peer] = call
-    return Case(IDS[index], dtype, threads, calls, _exact(kind, da, x), bytes=3.0 * da.nbytes)
 
 
 def _exact(kind: str, da: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -110,14 +92,16 @@ def _numpy(kind: str, da: np.ndarray, x: np.ndarray, out: np.ndarray) -> Call | 
     return {"relu": relu, "tanh": tanh, "sigmoid": sigmoid}.get(kind)
 
 
-@pytest.mark.benchmark(timer=clock)
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("threads", sorted({1, ALL}))
 @pytest.mark.parametrize("index", range(len(CASES)), ids=IDS)
-def test_activation_backward(benchmark: Any, index: int, threads: int, peer: str) -> None:
-    if why := unfit(peer, threads, ALL):
-        pytest.skip(why)
-    if peer == "numpy" and CASES[index][0] == "gelu":
-        pytest.skip("numpy left out: it has no erf")
-    with limits(threads):
-        run(benchmark, case(index, threads), peer)
+def test_activation_backward(benchmark: Any, index: int, threads: int) -> None:
+    from fastmb import ops
+
+    kind, size, dtype = CASES[index]
+    rng = np.random.default_rng(0)
+    da, z = (rng.standard_normal(size).astype(dtype) for _ in range(2))
+    x = ops.activation_forward(z, kind, backend="numpy") if kind in ("tanh", "sigmoid") else z
+    without = {"numpy": "numpy left out: it has no erf"} if kind == "gelu" else {}
+    benchmark.group = "activations' way back"
+    make, exact = partial(_call, kind=kind, da=da, x=x), _exact(kind, da, x)
+    case, moved = IDS[index], 3.0 * da.nbytes
+    compare(benchmark, make, exact, case=case, dtype=dtype, threads=threads, without=without, moved=moved)

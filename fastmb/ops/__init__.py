@@ -368,6 +368,7 @@ def optimizer_update(
     Parameters
     ----------
     optimizer : Optimizer
+        Its `groups`, which go by parameters' names, are not looked at.
     w, g : ndarray
         Weights, any shape, and their gradient.
     state : ndarray (optimizer.n_states, *w.shape)

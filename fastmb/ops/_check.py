@@ -257,7 +257,7 @@ def reduce_gradients(
 def optimizer_update(
     optimizer: Any, w: Any, g: Any, state: Any, t: Any, out: Any
 ) -> tuple[str, Array, Array, Array, Array, Array]:
-    """The update's kind, its coefficients (8,) float64, w, g, state, out."""
+    """The update's kind, its coefficients in float64, w, g, state, out."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one such as Adam(lr=1e-3); got {optimizer!r}")
     array("w", w)
@@ -274,7 +274,8 @@ def optimizer_update(
     out = output(w if out is None else out, w.shape, w.dtype, given, name="w" if out is None else "out")
     if out is not w and overlap(out, w) and not same_place(out, w):
         raise ValueError("out overlaps w in memory; it may be w itself, not a part of it")
-    coefficients = optimizer.coefficients(t, 1, optimizer.learning_rates(t, 1))[0]
+    row = optimizer.coefficients(t, 1, optimizer.learning_rates(t, 1))[0]
+    coefficients = np.array(optimizer.of_group(row, 0))  # arrays have no names: no pattern of `groups` matches
     return optimizer.kind, coefficients, w, g, state, out
 
 

@@ -24,7 +24,7 @@ from .kernels cimport fmb_ops, fmb_ops_for, fmb_product
 from .. import modules
 from .. import threads as _threads
 from ..executors import native as _executor
-from . import _check
+from . import _check, _numpy
 
 cnp.import_array()
 

@@ -331,7 +331,7 @@ def _update(kind, momentum, centered, c, w, g, s):  # type: ignore[no-untyped-de
 
 def optimizer_update(optimizer: Any, w: Any, g: Any, state: Any, t: int, out: Any) -> np.ndarray:
     family = optimizer.kind.split("_")[0] if isinstance(getattr(optimizer, "kind", None), str) else ""
-    if family not in UPDATES:  # written in NumPy alone
+    if family not in UPDATES or not optimizer.fused:  # written in NumPy alone
         return _numpy.optimizer_update(optimizer, w, g, state, t, out)
     kind, coefficients, w, g, state, out = _check.optimizer_update(optimizer, w, g, state, t, out)
     c = coefficients.astype(w.dtype).astype(np.float64)

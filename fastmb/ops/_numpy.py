@@ -104,9 +104,13 @@ def reduce_gradients(stack: Any, weights: Any, mean: bool, out: Any, name: str =
 @_quiet
 def optimizer_update(optimizer: Any, w: Any, g: Any, state: Any, t: int, out: Any) -> np.ndarray:
     kind, coefficients, w, g, state, out = _check.optimizer_update(optimizer, w, g, state, t, out)
-    new, states = _float64(w).ravel(), _float64(state).reshape(len(state), w.size)
-    update(kind, _float64(coefficients.astype(w.dtype)).tolist(), new, _float64(g).ravel(), states)
-    out[...], state[...] = new.reshape(w.shape), states.reshape(state.shape)
+    new, states = _float64(w), _float64(state)
+    if optimizer.fused:
+        c = _float64(coefficients.astype(w.dtype)).tolist()
+        update(kind, c, new.reshape(-1), _float64(g).reshape(-1), states.reshape(len(states), w.size))
+    else:  # one that needs whole matrices
+        optimizer.update("", coefficients.tolist(), new, _float64(g), states)
+    out[...], state[...] = new, states
     return out
 
 

@@ -119,6 +119,8 @@ cdef int _past_cache(cnp.ndarray out, cnp.ndarray x, cnp.ndarray y) noexcept:
 def optimizer_update(optimizer, w, g, state, t, out):
     cdef Walk walk
     cdef cnp.ndarray c
+    if not getattr(optimizer, "fused", True):   # one that needs whole matrices is written in NumPy
+        return _numpy.optimizer_update(optimizer, w, g, state, t, out)
     kind, coefficients, w, g, state, out = _check.optimizer_update(optimizer, w, g, state, t, out)
     if out is not w:
         out[...] = w
