@@ -83,7 +83,7 @@ class NumpyExecutor:
             rows = _rows_of(batches, first + step)
             *others, last = self._parts(rows)
             total, before = np.zeros(self.plan.size), np.zeros(2)
-            tapes = []
+            tapes: list[Tape] = []
             for part in others:
                 da, tape = self._examples(batches, part, t + step, len(others[0]) * len(tapes), sums[step])
                 total, before = total + self._backward(da, tape), before + sums[step]
