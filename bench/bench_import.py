@@ -48,7 +48,8 @@ def test_import(benchmark: Any) -> None:
         threads=1,
         left_out=left_out,
         seconds=0.01,
-        rounds=9,
+        settle=False,
+        rounds=5,
     )
     if not benchmark.disabled:
         found = benchmark.extra_info["contenders"]

@@ -41,7 +41,7 @@ def test_latency(benchmark: Any, what: str, case: str, rows: int, threads: int) 
         packages = tuple(package for package in peer.packages if "." not in package)
         counts = thread_counts(threads) if peer is PyTorch else [threads]
         ways = [Contender(looped(CALLS[name](built, what, n)), 1, {"threads": n}, packages) for n in counts]
-        contenders[name] = ways[0] if benchmark.disabled else fastest(ways)
+        contenders[name] = ways[0] if benchmark.disabled else fastest(ways, 0.02)
     benchmark.group = f"latency of a {what}"
     in_turn(
         benchmark,
@@ -53,6 +53,7 @@ def test_latency(benchmark: Any, what: str, case: str, rows: int, threads: int) 
         flops=work.flops if what == "step" else 2 * rows * sum(W.size for W, _ in work.weights()),
         errors=errors,
         left_out=left_out,
+        seconds=0.02,
     )
 
 

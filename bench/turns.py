@@ -85,12 +85,14 @@ def in_turn(
     errors: Mapping[str, float] | None = None,
     left_out: Iterable[str] = (),
     rounds: int = 7,
-    seconds: float = 0.1,
+    seconds: float = 0.05,
+    settle: bool = True,
 ) -> None:
     """Times `contenders`, of which "fastmb" is one, and notes all that a result has.
 
     A unit of the work is so many floating-point operations (`flops`) or moves so many bytes (`moved`); with neither,
-    only times are told. `left_out` says who is missing and why. With ``--benchmark-disable`` everyone works once.
+    only times are told. `left_out` says who is missing and why. A turn takes `seconds`, or one time if that is longer,
+    and before it, to `settle`, one time more. With ``--benchmark-disable`` everyone works once.
     """
     ours = contenders["fastmb"]
     others = {name: contender for name, contender in contenders.items() if name != "fastmb"}
@@ -106,11 +108,13 @@ def in_turn(
     def before_a_round() -> None:
         for name, contender in others.items():
             gc.collect()
-            contender.run(1)  # the threads of the one before it go to sleep
+            if settle:
+                contender.run(1)  # the threads of the one before it go to sleep
             found[name].append(seconds_of(contender.run, times[name]) / (times[name] * contender.units))
         peaks.append(_peak(dtype, threads, flops, moved))
         gc.collect()
-        ours.run(1)
+        if settle:
+            ours.run(1)
 
     benchmark.pedantic(ours.run, args=(times["fastmb"],), setup=before_a_round, rounds=rounds)
     found["fastmb"] = [taken / (times["fastmb"] * ours.units) for taken in benchmark.stats.stats.data]

@@ -42,13 +42,15 @@ from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from . import ops
     from .averaging import EMA, SWA
     from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
     from .integrations import MLflow, OptunaPruning, TensorBoard
     from .lr_finder import LRFinder, find_lr
-    from .optim import Adadelta, Adagrad, Adamax, Lion, NAdam, RAdam, RMSprop
+    from .ops import use_backend
+    from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
         ConstantLR,
@@ -77,6 +79,7 @@ __all__ = [
     "SWA",
     "Activation",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -109,6 +112,7 @@ __all__ = [
     "Mish",
     "ModelCheckpoint",
     "MultiStepLR",
+    "Muon",
     "NAdam",
     "OneCycleLR",
     "OptunaPruning",
@@ -137,7 +141,9 @@ __all__ = [
     "find_lr",
     "load",
     "mlp",
+    "ops",
     "show_config",
+    "use_backend",
 ]
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
@@ -148,12 +154,15 @@ _LAZY = {
     "checkpoint": ("load",),
     "integrations": ("MLflow", "OptunaPruning", "TensorBoard"),
     "lr_finder": ("LRFinder", "find_lr"),
-    "optim": ("Adadelta", "Adagrad", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"),
+    "optim": ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Lion", "Muon", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
+    "ops": ("use_backend",),
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "ops":
+        return import_module(".ops", __name__)
     for module, names in _LAZY.items():
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="at most; default: what the machine allows")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and dropout; default: 0")
-    parser.add_argument("--executor", choices=NAMES, default="native", help="default: native")
+    parser.add_argument("--executor", choices=NAMES, help="default: the first that is there")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     parser.add_argument(
         "--min-accuracy", type=float, default=0.0, metavar="A", help="exit with status 1 if the test accuracy is lower"

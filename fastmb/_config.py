@@ -10,6 +10,7 @@ import numpy as np
 
 from . import threads
 from ._version import __version__
+from .executors import default_name
 
 
 class Config(dict[str, str]):
@@ -45,11 +46,9 @@ def _native() -> dict[str, str]:
     try:
         native = importlib.import_module(".executors.native", __package__)
     except ImportError as error:
-        return {
-            "executor": "numpy, the slow reference",
-            "extension": "not built" if isinstance(error, ModuleNotFoundError) else f"not loaded: {error}",
-            "threads": "those of NumPy's matrix product",
-        }
+        missing = isinstance(error, ModuleNotFoundError)
+        extension = "left out (FASTMB_PURE=1, or not built)" if missing else f"not loaded: {error}"
+        return {"extension": extension, **(_without_extension() if missing else {})}
     chosen, available = native.isa(), native.available_isas()
     isa = f"{chosen} of {', '.join(available)}"
     if os.environ.get("FASTMB_ISA"):
@@ -61,13 +60,23 @@ def _native() -> dict[str, str]:
         "executor": "native",
         "extension": getattr(native, "__file__", None) or "built in",
         "instruction set": isa,
-        "threads": _threads(native.max_threads()),
+        "threads": _threads(),
         "compiler": compiler() if callable(compiler) else "unknown",
     }
 
 
-def _threads(openmp: int) -> str:
-    quota = threads.cgroup_limit()
+def _without_extension() -> dict[str, str]:
+    if default_name() != "numba":
+        numpy = {"executor": "numpy, the slow reference (pip install 'fastmb[numba]')"}
+        return {**numpy, "threads": "those of NumPy's matrix product"}
+    numba = importlib.import_module(".executors.numba", __package__)
+    isa = f"{numba.isa()} of {', '.join(numba.available_isas())}"
+    version = importlib.import_module("numba").__version__
+    return {"executor": "numba", "instruction set": isa, "threads": _threads(), "compiler": f"Numba {version}"}
+
+
+def _threads() -> str:
+    openmp, quota = threads.openmp_limit(), threads.cgroup_limit()
     limits = {
         f"OpenMP {openmp}" + (" (OMP_NUM_THREADS)" if os.environ.get("OMP_NUM_THREADS") else ""): openmp,
         f"machine {threads.machine_limit()} of {os.cpu_count()} processors"

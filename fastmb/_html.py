@@ -31,7 +31,7 @@ def trainer(trainer: Trainer) -> str:
         ("loss", repr(trainer.loss)),
         ("optimizer", repr(trainer.optimizer)),
         ("batch_size", str(trainer.batch_size)),
-        ("executor", trainer.executor),
+        ("executor", str(trainer.executor)),
         ("trained", f"{trainer.epoch} epochs, {trainer.t} updates"),
     ]
     parts = [_table((), settings, "ll"), network(trainer.net)]

@@ -30,6 +30,7 @@ from ._per_example import Pending
 from ._planning import check_modules, make_plan
 from ._version import __version__
 from .averaging import AVERAGES
+from .executors import NAMES, available
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
@@ -59,7 +60,7 @@ _SETTINGS = (
 )
 _FLAGS = ("shuffle", "drop_last", "secure", "gradient_stats")
 _ORDER = ("batch_size", "accumulate_steps", "shuffle", "drop_last", "seed", "sampling", "gradient_stats")  # of an epoch
-_BESIDE = ("state.", "pending.")  # prefixes of what is as large as the network, but none of it
+_BESIDE = ("state.", "average.", "pending.")  # prefixes of what is as large as the network, but none of it
 _PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
 _FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
 _SHOWN = 8  # differences that an error lists
@@ -287,6 +288,11 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)} is a checkpoint of another optimiser: it has the state of {saved}, "
             f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
         )
+    if type(found.average) is not type(trainer.average):
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of a trainer with average={found.average!r}; this one's is "
+            f"{trainer.average!r}"
+        )
     apart = [name for name in _ORDER if getattr(found, name) != getattr(trainer, name)]
     if found._current is not None and apart:
         how = (f"{name} was {getattr(found, name)!r}, is {getattr(trainer, name)!r}" for name in apart)
@@ -294,7 +300,7 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     for name, array in arrays.items():
         if not name.startswith("pending."):
             array[...] = theirs[name]
-    trainer.net.squeeze, trainer._pending = found.net.squeeze, found._pending
+    trainer.net.squeeze, trainer._pending, trainer._standing = found.net.squeeze, found._pending, None
     trainer.t, trainer.epoch, trainer._current = found.t, found.epoch, found._current
     vars(trainer.history).update(vars(found.history))
 
@@ -355,6 +361,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     net: Sequential = Sequential.__new__(Sequential)
     kept = {"modules": modules, "seed": check_seed(seed), "dtype": dtype, "squeeze": _check_bool(squeeze, "squeeze")}
     net.__setstate__({**kept, "task": None, "input_scale": 1.0, "flat": None})
+    if settings["executor"] in NAMES and not available(settings["executor"]):
+        settings["executor"] = None  # written where there was another one
     trainer = Trainer(net, loss, optimizer, average=average, **settings)
     if pending is not None:
         weight, rows = _entries(pending, ("weight", "rows"), "position.pending")

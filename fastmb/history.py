@@ -159,8 +159,11 @@ class History(Mapping[str, list[float]]):
             style = "-" if on is ax else "--"
             lines += on.plot(self["epoch"], self[name], style, color=f"C{len(lines)}", label=name)
             on.set_ylabel("loss" if on is ax else name)
+            if on is not ax:  # what is drawn later would hide the legend
+                ax.set_zorder(on.get_zorder() + 1)
+                ax.patch.set_visible(False)
         ax.set_xlabel("epoch")
-        ax.legend(handles=lines)
+        ax.legend(handles=lines, loc="center right")
         return ax
 
 

@@ -211,7 +211,7 @@ def get(loss: str | Loss) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if not isinstance(loss, str):
-        raise TypeError(f"loss must be a name or a Loss such as MSE(); got {loss!r}")
+        raise TypeError(f"loss must be a name or a Loss such as MSE() or Loss(f); got {loss!r}")
     if loss not in LOSSES:
         raise unknown_name("loss", loss, LOSSES)
     return LOSSES[loss]()

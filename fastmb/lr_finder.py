@@ -7,7 +7,7 @@ grown far above its lowest, or the last rate is reached. Where the loss fell fas
 from __future__ import annotations
 
 import math
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -209,11 +209,18 @@ def _decaying(values: np.ndarray, beta: float) -> np.ndarray:
 
 
 def _copy(trainer: Trainer, lrs: np.ndarray) -> Trainer:
-    """A copy that begins an epoch, shares nothing and takes these learning rates, then the last of them."""
-    with trainer._lock:
-        state = deepcopy(trainer.__getstate__())
+    """A copy that begins an epoch, shares no numbers, and takes these learning rates, then the last of them."""
     first, last = trainer.t, len(lrs) - 1
-    optimizer = replace(trainer.optimizer, lr=lambda t: float(lrs[min(t - first, last)]))
-    again: Trainer = type(trainer).__new__(type(trainer))
-    again.__setstate__(state | {"optimizer": optimizer, "history": History(), "_current": None, "_pending": None})
+    with trainer._lock:
+        changed = {
+            "net": copy(trainer.net),  # with weights of its own
+            "optimizer": replace(trainer.optimizer, lr=lambda t: float(lrs[min(t - first, last)])),
+            "state": trainer.state[: trainer.optimizer.n_states],  # to be copied
+            "average": None,  # it might have learning rates of its own
+            "history": History(),
+            "_current": None,
+            "_pending": None,
+        }
+        again: Trainer = type(trainer).__new__(type(trainer))
+        again.__setstate__(trainer.__getstate__() | changed)
     return again

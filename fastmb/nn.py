@@ -333,7 +333,8 @@ class Sequential:
             lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
             chosen = optim.Adam() if optimizer is None else optim.get(optimizer)
             name = type(chosen).__name__
-            lines.append(f"{memory.forecast(self.plan, batch_size, chosen.n_states)} in a fit with {name}")
+            states = chosen.n_states + (not chosen.fused)  # and the gradient
+            lines.append(f"{memory.forecast(self.plan, batch_size, states)} in a fit with {name}")
         return "\n".join(lines)
 
     def _table(self, rows: str) -> list[tuple[str, str, str, str]]:
@@ -389,6 +390,8 @@ def mlp(
     sizes = list(sizes)
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 values, features and outputs; got {sizes!r}")
+    if callable(activation):
+        raise TypeError(f"activation must be a name or a module such as Activation(f); got {activation!r}")
     if not isinstance(activation, Activation):
         if activation not in ACTIVATIONS:
             raise unknown_name("activation", activation, ACTIVATIONS)

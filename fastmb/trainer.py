@@ -26,7 +26,7 @@ from ._metrics import BY_TASK
 from ._per_example import Pending, PerExample, check_rows_apart
 from ._planning import leaves
 from .data import Batches, check_weights, check_X, check_y
-from .executors import Executor, Rules, Training
+from .executors import Executor, Rules, Training, default_name
 from .history import History
 from .losses import Loss
 from .nn import Sequential, _aligned_zeros
@@ -65,8 +65,9 @@ class Trainer(PerExample, Averaged):
         For the order of rows and the dropout masks. Same seed and data, same bits.
     n_threads : int, optional
         At most so many threads. Default: what the machine allows. The result doesn't depend on it.
-    executor : {"native", "numpy"}, default "native"
-        What runs the steps: compiled code, or the slow and plain reference.
+    executor : {"native", "numba", "numpy"}, optional
+        What runs the steps: the compiled extension; code that Numba compiles when it is first used, with the same bits
+        (``pip install 'fastmb[numba]'``); or the slow and plain reference. Default: the first that is there.
     accumulate_steps : int, default 1
         Make an update from so many mini-batches of `batch_size` rows, as from one that has all their rows, in the
         memory of one (an epoch's last update takes what is left).
@@ -133,7 +134,7 @@ class Trainer(PerExample, Averaged):
         drop_last: bool = False,
         seed: int = 0,
         n_threads: int | None = None,
-        executor: str = "native",
+        executor: str | None = None,
         input_scale: float = 1.0,
         accumulate_steps: int = 1,
         max_grad_norm: float | None = None,
@@ -157,7 +158,7 @@ class Trainer(PerExample, Averaged):
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.seed = check_seed(seed)
         self.n_threads = None if n_threads is None else integer("n_threads", n_threads, 1)
-        self.executor = executor
+        self.executor = default_name() if executor is None else executor
         self.input_scale = number("input_scale", input_scale, "(0, inf)")
         self.accumulate_steps = integer("accumulate_steps", accumulate_steps, 1)
         self.max_grad_norm = _limit("max_grad_norm", max_grad_norm)
@@ -285,8 +286,8 @@ class Trainer(PerExample, Averaged):
         ------
         ValueError
             If it is a checkpoint of another network (the message tells which parameters differ, and how) or of an
-            optimiser with another state; if it is in the middle of an epoch of other mini-batches; if it is damaged or
-            no checkpoint. Nothing is changed then.
+            optimiser or average with another state; if it is in the middle of an epoch of other mini-batches; if it is
+            damaged or no checkpoint. Nothing is changed then.
         OSError
             If the file can't be read.
         ImportError
@@ -308,6 +309,7 @@ class Trainer(PerExample, Averaged):
         from . import checkpoint
 
         with self._lock:
+            self._check_own_weights()
             checkpoint.load_into(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:

@@ -6,21 +6,10 @@ import pytest
 
 from fastmb import executors
 
-
-def _loadable() -> tuple[list[str], list[str]]:
-    """Executors that load, and those that this build was made without; one that is there but broken is an error."""
-    here, missing = [], []
-    for name in executors.NAMES:
-        try:
-            executors.load(name)
-        except ModuleNotFoundError as error:
-            missing.append(f"{name} ({error})")
-        else:
-            here.append(name)
-    return here, missing
-
-
-EXECUTORS, MISSING = _loadable()
+EXECUTORS = [name for name in executors.NAMES if executors.available(name)]
+MISSING = [name for name in executors.NAMES if name not in EXECUTORS]
+for _name in EXECUTORS:
+    executors.load(_name)  # one that is there but broken is an error
 
 
 def pytest_report_header() -> list[str]:

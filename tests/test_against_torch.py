@@ -83,6 +83,8 @@ OPTIMIZERS = [
     ("Adamax", {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1}),
     ("Adadelta", {}),
     ("Adadelta", {"lr": 0.1, "rho": 0.5, "eps": 1e-3, "weight_decay": 0.1}),
+    ("Adafactor", {}),
+    ("Adafactor", {"lr": 0.5, "beta2_decay": -0.5, "eps": (1e-4, 1e-2), "d": 1.5, "weight_decay": 0.1}),
 ]
 # Sums of at most 12 products of size about 1 make errors of at most 12 rounding units a step, and there are ten steps.
 TOLERANCE = {"float32": 120 * 2.0**-24, "float64": 120 * 2.0**-53}
@@ -102,10 +104,10 @@ in_either_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 def ours(executor, net, loss, optimizer, y, weights=None):
     """The mean losses of ten steps."""
-    cls = executors.load(executor)
     state = np.full((optimizer.n_states, net.plan.size), np.nan, dtype=net.dtype)
     optimizer.init_state(state)
-    one = cls(net.plan, net.flat, Training(losses.get(loss), optimizer, state, N, 0), 2)
+    training = Training(losses.get(loss), optimizer, state, N, 0)
+    one = executors.build(executor, net.plan, net.flat, training, 2)
     weights = None if weights is None else weights.ravel()
     batches = Batches(X.reshape(-1, N_IN), y.reshape(STEPS * N, *y.shape[2:]), weights, None, N)
     sums = np.full((STEPS, 2), np.nan)
@@ -208,4 +210,4 @@ def test_defaults_are_those_of_torch(name):
 
 def test_all_of_torchs_optimizers_that_are_here_are_compared():
     here = {cls.__name__ for cls in optim.OPTIMIZERS.values() if hasattr(torch.optim, cls.__name__)}
-    assert {name for name, _ in OPTIMIZERS} == here
+    assert {name for name, _ in OPTIMIZERS} | {"Muon"} == here  # PyTorch's takes matrices alone: test_matrices.py

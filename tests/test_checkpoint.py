@@ -64,6 +64,8 @@ OPTIMIZERS = [
     mb.RAdam(0.01, weight_decay=SCHEDULE),
     mb.Adamax(0.01, betas=(SCHEDULE, 0.99)),
     mb.Adadelta(),
+    mb.Adafactor(0.1),
+    mb.Muon(0.1, adamw_names=["3.*"], adamw_lr=SCHEDULE, groups={"0.*": {"lr": 0.5}}),
     mb.Lion(groups=[("*.bias", {"lr": 3, "weight_decay": 0}), ("0.*", {"lr": 0})]),
 ]
 
@@ -278,6 +280,33 @@ def test_a_checkpoint_of_another_optimiser_is_told(tmp_path):
     message = r"another optimiser: it has the state of Adam \(adam\), this trainer takes that of SGD \(momentum\)"
     with pytest.raises(ValueError, match=message):
         make(optimizer=mb.SGD(momentum=0.9)).load(tmp_path / "file")
+
+
+def test_a_checkpoint_with_another_average_is_told(tmp_path):
+    trainer, other = make(average=mb.EMA(0.9, every=1)), make(average=mb.EMA(0.9, every=1))
+    fit(trainer, 1)
+    trainer.save(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"a trainer with average=EMA\(decay=0.9.*; this one's is None"):
+        make().load(tmp_path / "file")
+    other.load(tmp_path / "file")
+    assert everything(other) == everything(trainer)
+    with other.averaged(), pytest.raises(RuntimeError, match=r"leave `with trainer\.averaged"):
+        other.load(tmp_path / "file")
+
+
+def test_a_schedule_that_reacts_follows_the_history_of_the_checkpoint(tmp_path):
+    def plateau(**options: Any) -> mb.Trainer:
+        return make(optimizer=mb.SGD(mb.ReduceLROnPlateau(0.01, "loss", mode="max", patience=0)), **options)
+
+    trainer, other = plateau(), plateau()
+    fit(trainer, 5)
+    trainer.save(tmp_path / "file")
+    fit(other, 1)
+    other.load(tmp_path / "file")
+    fit(trainer, 1)
+    fit(other, 1)
+    assert other.history["lr"] == trainer.history["lr"]
+    assert other.history["lr"][-1] < 0.01
 
 
 def test_the_middle_of_an_epoch_needs_the_same_mini_batches(tmp_path):

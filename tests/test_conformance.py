@@ -1,4 +1,4 @@
-"""Every executor computes what the reference computes, and `native` the same bits however it is run.
+"""Every executor computes what the reference computes; `native` and `numba` the same bits however they are run.
 
 The reference is the `numpy` executor in float64, itself checked by finite differences in test_reference.py. The
 rounding errors of a sum of K products, each at most half an ulp, add up like a random walk: sqrt(K) u relative to the
@@ -17,11 +17,16 @@ from fastmb import threads
 from fastmb.data import Batches
 from fastmb.executors import Training, native
 from fastmb.executors.native import NativeExecutor
+from fastmb.executors.numba import NumbaExecutor
 from fastmb.executors.reference import NumpyExecutor
 from fastmb.plan import views
 
 ISAS = native.available_isas()
 FMA_ISAS = [isa for isa in ISAS if isa != "v2"]
+COMPILED = [f"native {isa}" for isa in ISAS] + [f"numba {ISAS[-1]}"]  # executor and instruction set
+FMA_COMPILED = [f"{executor} {isa}" for executor in ("native", "numba") for isa in FMA_ISAS]
+LAST = [f"{executor} {ISAS[-1]}" for executor in ("native", "numba")]
+CLASSES = {"native": NativeExecutor, "numba": NumbaExecutor}
 DTYPES = ["float32", "float64"]
 ACTIVATIONS = ["relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh", "sigmoid"]
 LOSSES = {
@@ -82,10 +87,11 @@ def targets(loss, n, n_out, rng, rows=False):
     return rng.standard_normal((n, n_out))
 
 
-def executors(net, loss, optimizer, batch_size, isa, n_threads=1, seed=3):
-    """`native` and the reference, each on its own copy of the network."""
+def executors(net, loss, optimizer, batch_size, compiled, n_threads=1, seed=3):
+    """A compiled executor and the reference, each on its own copy of the network."""
+    name, isa = compiled.split()
     built = []
-    for build in (lambda *a: NativeExecutor(*a, n_threads, isa), NumpyExecutor):
+    for build in (lambda *a: CLASSES[name](*a, n_threads, isa), NumpyExecutor):
         state = np.zeros((optimizer.n_states, net.plan.size), net.plan.dtype)
         optimizer.init_state(state)
         flat = net.flat.copy()
@@ -99,9 +105,9 @@ def gradients(executor, net, batches):
     return out, sums
 
 
-def compare_gradients(net, loss, batches, isa, n_threads=1):
+def compare_gradients(net, loss, batches, compiled, n_threads=1):
     u = np.finfo(net.plan.dtype).eps
-    (ours, _, _), (reference, _, _) = executors(net, loss, mb.SGD(), batches.batch_size, isa, n_threads)
+    (ours, _, _), (reference, _, _) = executors(net, loss, mb.SGD(), batches.batch_size, compiled, n_threads)
     (got, sums), (expected, expected_sums) = (gradients(e, net, batches) for e in (ours, reference))
     depth = max(len(batches.X), *(max(s.n_in, s.n_out) for s in net.plan.stages))
     tolerance = SLACK * len(net.plan.stages) * np.sqrt(depth) * u
@@ -112,32 +118,32 @@ def compare_gradients(net, loss, batches, isa, n_threads=1):
         np.testing.assert_allclose(gradient, expect, rtol=0, atol=tolerance * size, err_msg=name)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_are_those_of_the_reference(activation, loss, dtype, isa):
+def test_gradients_are_those_of_the_reference(activation, loss, dtype, compiled):
     rng = np.random.default_rng(1)
     net = mb.mlp([13, 18, 7, 5], activation=activation, dtype=dtype, seed=2)
     X = rng.standard_normal((37, 13)).astype(dtype)
     y, weight = targets(LOSSES[loss], 37, 5, rng), rng.random(37)
-    compare_gradients(net, LOSSES[loss], Batches(X, y, weight, None, 37), isa)
+    compare_gradients(net, LOSSES[loss], Batches(X, y, weight, None, 37), compiled)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", ODD)
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_any_batch_size_and_width(rows, dtype, isa, n_threads, any_thread_count):
+def test_any_batch_size_and_width(rows, dtype, compiled, n_threads, any_thread_count):
     rng = np.random.default_rng(rows)
     for n_in, hidden, n_out in [(rows, 17, 3), (5, rows, 33), (34, 15, rows)]:
         net = mb.mlp([n_in, hidden, n_out], activation="tanh", dtype=dtype, seed=2)
         X, y = rng.standard_normal((rows, n_in)).astype(dtype), rng.standard_normal((rows, n_out))
-        compare_gradients(net, mb.MSE(), Batches(X, y, None, None, rows), isa, n_threads)
+        compare_gradients(net, mb.MSE(), Batches(X, y, None, None, rows), compiled, n_threads)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_every_kind_of_network(isa):
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_every_kind_of_network(compiled):
     rng = np.random.default_rng(0)
     linear, act, drop = mb.Linear, mb.ReLU, mb.Dropout
     for modules in [
@@ -152,22 +158,22 @@ def test_every_kind_of_network(isa):
     ]:
         net = mb.Sequential(*modules, seed=1, dtype="float64")
         X, y = rng.standard_normal((40, 6)), rng.standard_normal((40, 4))
-        compare_gradients(net, mb.MSE(), Batches(X, y, None, None, 40), isa)
+        compare_gradients(net, mb.MSE(), Batches(X, y, None, None, 40), compiled)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_probability_rows_as_targets(isa):
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_probability_rows_as_targets(compiled):
     rng = np.random.default_rng(0)
     net = mb.mlp([6, 9, 5], dtype="float64")
     X = rng.standard_normal((40, 6))
     for loss in (mb.CrossEntropy(), LOSSES["cross_entropy, smoothed and weighted"]):
         y = targets(loss, 40, 5, rng, rows=True)
-        compare_gradients(net, loss, Batches(X, y, rng.random(40), None, 40), isa)
+        compare_gradients(net, loss, Batches(X, y, rng.random(40), None, 40), compiled)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_epochs_are_those_of_the_reference(name, isa):
+def test_epochs_are_those_of_the_reference(name, compiled):
     rng = np.random.default_rng(1)
     optimizer = OPTIMIZERS[name]
     dropout = mb.Dropout(0.2), mb.Dropout(mb.LinearLR(0.5, total_iters=7))
@@ -176,7 +182,7 @@ def test_epochs_are_those_of_the_reference(name, isa):
     batches = Batches(X, y, rng.random(70), order, 16)
     steps = batches.n_batches
     results = []
-    for executor, flat, state in executors(net, mb.CrossEntropy(), optimizer, 16, isa):
+    for executor, flat, state in executors(net, mb.CrossEntropy(), optimizer, 16, compiled):
         sums = np.full((steps, 2), np.nan)
         for t in (0, steps):
             coefficients = optimizer.coefficients(t, steps, optimizer.learning_rates(t, steps))
@@ -211,13 +217,15 @@ def test_data_of_any_dtype_and_layout_give_the_same_bits(source, dtype):
     for data, scale in [(plain, 1.0)] + [
         (x, 0.01) for x in (X, np.asfortranarray(X), wide[::2, ::2], backward, unaligned)
     ]:
-        (executor, _, _), _ = executors(net, mb.MSE(), mb.SGD(), 83, ISAS[-1])
-        out, _ = gradients(executor, net, Batches(data, y, None, order, 83, scale))
-        digests.add(hashlib.sha256(out.tobytes()).hexdigest())
+        for executor in CLASSES:
+            (built, _, _), _ = executors(net, mb.MSE(), mb.SGD(), 83, f"{executor} {ISAS[-1]}")
+            out, _ = gradients(built, net, Batches(data, y, None, order, 83, scale))
+            digests.add(hashlib.sha256(out.tobytes()).hexdigest())
     assert len(digests) == 1
 
 
-def train(n_threads, isa, dtype, batch_size, by_step, monkeypatch, optimizer):
+def train(n_threads, compiled, dtype, batch_size, by_step, monkeypatch, optimizer):
+    executor, isa = compiled.split()
     monkeypatch.setenv("FASTMB_ISA", isa)
     rng = np.random.default_rng(1)
     X, y = rng.standard_normal((150, 19)).astype(dtype), rng.integers(0, 10, 150)
@@ -233,7 +241,13 @@ def train(n_threads, isa, dtype, batch_size, by_step, monkeypatch, optimizer):
         dtype=dtype,
     )
     trainer = mb.Trainer(
-        net, optimizer=optimizer, batch_size=batch_size, seed=7, n_threads=n_threads, shuffle=not by_step
+        net,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        seed=7,
+        n_threads=n_threads,
+        shuffle=not by_step,
+        executor=executor,
     )
     for _ in range(2):
         if by_step == "step":
@@ -248,8 +262,9 @@ def train(n_threads, isa, dtype, batch_size, by_step, monkeypatch, optimizer):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 16, 33, 64, 65, 150, 1000])
 def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, monkeypatch, any_thread_count):
     digests = {
-        train(n, isa, dtype, batch_size, "", monkeypatch, mb.Adam(lr=0.01))
-        for n, isa in itertools.product([1, 2, 3, 4, 7], FMA_ISAS)
+        train(n, compiled, dtype, batch_size, "", monkeypatch, mb.Adam(lr=0.01))
+        for compiled in FMA_COMPILED
+        for n in ([1, 2, 3, 4, 7] if "native" in compiled else [1, 3])
     }
     assert len(digests) == 1
 
@@ -258,27 +273,27 @@ def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, m
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_same_bits_for_fit_and_step(name, dtype, monkeypatch, any_thread_count):
     digests = {
-        train(n, FMA_ISAS[-1] if FMA_ISAS else ISAS[-1], dtype, 16, how, monkeypatch, OPTIMIZERS[name])
-        for n, how in itertools.product([1, 3], ["step", "fit"])
+        train(n, compiled, dtype, 16, how, monkeypatch, OPTIMIZERS[name])
+        for n, how, compiled in itertools.product([1, 3], ["step", "fit"], LAST)
     }
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_outputs_and_losses_in_inference_are_those_of_the_reference(isa, any_thread_count):
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_outputs_and_losses_in_inference_are_those_of_the_reference(compiled, any_thread_count):
     rng = np.random.default_rng(1)
     for rows, n_threads in itertools.product(ODD, [1, 3]):
         net = mb.Sequential(mb.Dropout(0.5), mb.Linear(9, 33), mb.GELU(), mb.Linear(33, 5), dtype="float64")
         X, y = rng.standard_normal((rows, 9)), rng.integers(0, 5, rows)
-        weight = rng.random(rows)
+        weight, order = rng.random(rows), rng.permutation(rows)  # the order is not looked at
         loss = LOSSES["cross_entropy, smoothed and weighted"]
         results = []
-        for executor, _, _ in executors(net, loss, mb.SGD(), 16, isa, n_threads):
+        for executor, _, _ in executors(net, loss, mb.SGD(), 16, compiled, n_threads):
             out, losses, weights = np.full((rows, 5), np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
             executor.forward(X, 0.5, out)
             results.append(out.copy())
             out[:] = np.nan
-            executor.evaluate(Batches(X, y, weight, None, 16, 0.5), out, losses, weights)
+            executor.evaluate(Batches(X, y, weight, order, 16, 0.5), out, losses, weights)
             results += [out, losses, weights]
         for got, expected in zip(results[:4], results[4:], strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)

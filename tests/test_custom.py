@@ -149,7 +149,7 @@ def compare_gradients(net, loss, X, y, isa, n_threads=1):
     batches = Batches(X, y, np.linspace(0.5, 1, len(X)), None, len(X))
     results = []
     for executor in executors(net, loss, len(X), isa, n_threads):
-        out, sums = np.full(net.plan.size, np.nan, net.plan.dtype), np.full(2, np.nan)
+        out, sums = np.full(net.plan.size, np.nan, net.plan.dtype), np.full((1, 2), np.nan)
         executor.gradients(batches, 5, out, sums)
         raw, losses, weights = (
             np.full((len(X), net.plan.n_outputs), np.nan, net.plan.dtype),
@@ -340,7 +340,12 @@ def no_source(x):
             TypeError,
             "<lambda> can't be compiled by numba",
         ),
-        (lambda: mb.mlp([2, 3, 1], activation=mish), ValueError, "activation must be one of 'identity'"),
+        (
+            lambda: mb.mlp([2, 3, 1], activation=mish),
+            TypeError,
+            r"activation must be a name or a module such as Activation\(f\)",
+        ),
+        (lambda: mb.Trainer(mb.mlp([2, 1]), mish), TypeError, r"a Loss such as MSE\(\) or Loss\(f\); got <function"),
     ],
 )
 def test_misuse_is_named(make, error, message):

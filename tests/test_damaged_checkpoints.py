@@ -260,10 +260,23 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [found for name, item in inner for found in [(*path, name), *places(item, (*path, name))]]
 
 
-def test_every_lie_in_every_place_is_told_or_harmless():
+def varied() -> mb.Trainer:
+    rate = mb.ReduceLROnPlateau(0.1, "loss")
+    optimizer = mb.SGD(rate, SCHEDULE, groups={"*.bias": {"lr": 2, "momentum": 0}})
+    net = mb.Sequential(mb.Dropout(SCHEDULE), mb.Linear(6, 3))
+    return mb.Trainer(net, optimizer=optimizer, average=mb.SWA(1, lr=0.1), batch_size=50, executor="numpy")
+
+
+def stepwise() -> mb.Trainer:
+    return mb.Trainer(mb.mlp([6, 3]), optimizer=mb.Muon(0.1), average=mb.EMA(), batch_size=50, executor="numpy")
+
+
+@pytest.mark.parametrize("make", [small, varied, stepwise])
+def test_every_lie_in_every_place_is_told_or_harmless(make):
     tensors: dict[str, np.ndarray] = {}
-    trainer = small()
-    trainer.optimizer = mb.SGD(SCHEDULE, 0.9)
+    trainer = make()
+    if make is small:
+        trainer.optimizer = mb.SGD(SCHEDULE, 0.9)
     description = json.loads(json.dumps(checkpoint.describe(trainer, tensors)))
     checkpoint._restored(description, tensors)
     told = 0

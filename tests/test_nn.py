@@ -2,13 +2,13 @@
 
 import copy
 import pickle
+import sys
 
 import numpy as np
 import pytest
 
 import fastmb as mb
 from fastmb import executors, nn
-from fastmb.executors.reference import NumpyExecutor
 from fastmb.plan import Op
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -155,22 +155,17 @@ def test_wrong_features_are_named():
         mb.mlp([4, 3, 2])(X[:, :3])
 
 
-def test_without_the_extension_networks_run_on_the_reference(monkeypatch):
-    def missing(name):
-        if name == "native":
-            raise ModuleNotFoundError("No module named 'fastmb.executors.native'", name="fastmb.executors.native")
-        return NumpyExecutor
-
-    monkeypatch.setattr(executors, "load", missing)
-    assert executors.default() is NumpyExecutor
+@pytest.mark.parametrize("there", [["numba", "numpy"], ["numpy"]])
+def test_without_the_extension_networks_run_on_the_next_executor(there, monkeypatch):
+    monkeypatch.setattr(executors, "available", lambda name: name in there)
+    assert executors.default_name() == there[0]
+    assert executors.default().__name__ == {"numba": "NumbaExecutor", "numpy": "NumpyExecutor"}[there[0]]
 
 
 def test_an_extension_that_fails_to_load_is_not_passed_over(monkeypatch):
-    def broken(name):
-        raise ModuleNotFoundError("No module named 'libgomp'", name="libgomp")
-
-    monkeypatch.setattr(executors, "load", broken)
-    with pytest.raises(ModuleNotFoundError, match="libgomp"):
+    monkeypatch.setattr(executors, "available", lambda name: True)
+    monkeypatch.setitem(sys.modules, "fastmb.executors.native", None)
+    with pytest.raises(ModuleNotFoundError, match="native"):
         executors.default()
 
 

@@ -81,7 +81,8 @@ def test_every_instruction_set_with_fma(isa, monkeypatch):
 @needs_fma
 @pytest.mark.parametrize("way", ["in_one_go", "in_pieces", "by_step", "pickled"])
 def test_every_way_to_train(way):
-    check(digests.train(getattr(digests, way)))
+    names = {name for name in TRAINED if way != "by_step" or not name.startswith("Poisson")}
+    check(digests.train(getattr(digests, way), names), names)
 
 
 @needs_fma

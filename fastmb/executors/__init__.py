@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .._errors import unknown_name
+from .._errors import missing_extra, unknown_name
 
 if TYPE_CHECKING:
     from ..data import Batches
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ..optim import Optimizer
     from ..plan import Plan
 
-NAMES = ("native", "numpy")
+NAMES = ("native", "numba", "numpy")
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,17 @@ class Executor(Protocol):
 def load(name: str) -> type[Executor]:
     """The executor class called `name`, imported when asked for."""
     if name == "native":
+        if not available(name):
+            raise ImportError("executor='native' needs the compiled extension, which this build of fastmb left out")
         from .native import NativeExecutor
 
         return NativeExecutor
+    if name == "numba":
+        if not available(name):
+            raise missing_extra("numba", "numba", "executor='numba'")
+        from .numba import NumbaExecutor
+
+        return NumbaExecutor
     if name == "numpy":
         from .reference import NumpyExecutor
 
@@ -181,16 +190,26 @@ def load(name: str) -> type[Executor]:
     raise unknown_name("executor", name, NAMES)
 
 
+def available(name: str) -> bool:
+    """Whether an executor can be had here. One that is there but doesn't load is not hidden: `load` says so."""
+    needs = {"native": f"{__name__}.native", "numba": "numba"}
+    return name not in needs or find_spec(needs[name]) is not None
+
+
+def default_name() -> str:
+    """The first of `NAMES` that can be had: `native` unless it was left out, then `numba` if it is installed."""
+    return next(name for name in NAMES if available(name))
+
+
 def build(name: str, net: Sequential, training: Training, n_threads: int | None) -> Executor:
     """The executor called `name`, made ready for a training of `net`."""
+    if not training.optimizer.fused:
+        from .stepwise import StepwiseExecutor
+
+        return StepwiseExecutor(name, net, training, n_threads)
     return load(name)(net.plan, net.flat, training, n_threads, buffers=net.flat_buffers)
 
 
 def default() -> type[Executor]:
-    """What a network predicts with: `native`, or the reference where the extension was not built."""
-    try:
-        return load("native")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.native":
-            raise
-        return load("numpy")
+    """What a network predicts with."""
+    return load(default_name())

@@ -350,8 +350,7 @@ cdef class NativeExecutor:
         cdef int64_t n_states = state.shape[0]
         for i in range(min(n_states, 3)):
             run.state[i] = <char *> cnp.PyArray_DATA(state) + i * self.plan_size() * self.e.size
-        run.far = run.batch_size >= self.e.k.lanes and \
-            (1 + n_states + (run.average != NULL)) * self.plan_size() * self.e.size > GROUP_BYTES
+        run.far = run.batch_size >= self.e.k.lanes and (1 + n_states) * self.plan_size() * self.e.size > GROUP_BYTES
         return 0
 
     cdef int _optimize(self, Run *run, const double[:, ::1] coefficients) except -1:
@@ -566,6 +565,7 @@ cdef class NativeExecutor:
         cdef Batch batch
         memset(&batch, 0, sizeof(Batch))
         self._batch(&batch, batches)
+        batch.order = NULL
         batch.n = batch.X.columns and batches.X.shape[0]
         self._infer(&batch, out, &losses[0], &weights[0])
 

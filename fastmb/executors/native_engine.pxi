@@ -9,7 +9,7 @@ cdef struct Op:
     double value
     uint32_t threshold
     double scale
-    const double *rates  # a dropout's p at the updates since `since`, or NULL: always the same
+    const double *rates     # a dropout's p at the updates since `since`, or NULL: always the same
     uint64_t since
     fmb_callback function   # of CUSTOM
 

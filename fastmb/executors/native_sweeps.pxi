@@ -560,8 +560,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 for j in range(3):
                     if into.state[j] != NULL:
                         fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.columns * e.size)
-                if into.weight != 0:
-                    fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.columns * e.size)
+            if into.weight != 0:
+                fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.columns * e.size)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
             if mini.rows > 0 and s.kind != LINEAR:

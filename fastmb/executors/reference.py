@@ -338,7 +338,9 @@ def _rows_of(batches: Batches, k: int) -> np.ndarray:
 def update(kind: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
     """The update of weights `w` with gradient `g`, elementwise; `w` and `states`, (n_states, n), change in place."""
     g = g + c[1] * w
-    if kind == "sgd":
+    if kind == "gradient":
+        states[0] = g
+    elif kind == "sgd":
         w -= c[0] * g
     elif kind in ("momentum", "nesterov"):
         (m,) = states

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .adamlike import Adamax, NAdam, RAdam
     from .adaptive import Adadelta, Adagrad, RMSprop
     from .lion import Lion
+    from .matrices import Adafactor, Muon
 
     OPTIMIZERS: dict[str, type[Optimizer]]
 
@@ -27,12 +28,14 @@ __all__ = [
     "OPTIMIZERS",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "LearningRate",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
@@ -51,6 +54,8 @@ _MODULES = {  # imported when first used
     "Adagrad": "adaptive",
     "Adadelta": "adaptive",
     "Lion": "lion",
+    "Adafactor": "matrices",
+    "Muon": "matrices",
 }
 NAMES = {name.lower(): name for name in _MODULES}
 

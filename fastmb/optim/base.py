@@ -78,6 +78,7 @@ class Optimizer:
     lr: LearningRate = 1e-3
     groups: Any = field(default=(), kw_only=True)  # a tuple of (pattern, ((name, factor), ...))
 
+    fused: ClassVar[bool] = True  # the executors have its update, elementwise; else `update` is called
     intervals: ClassVar[dict[str, str]] = {"lr": "[0, inf)", "momentum": "[0, 1)", "weight_decay": "[0, inf)"}
 
     def __post_init__(self) -> None:
@@ -220,6 +221,18 @@ class Optimizer:
             for column, entry in enumerate(entries, COLUMNS * i):
                 rows[:, column] = entry
         return rows
+
+    def of_group(self, row: np.ndarray, group: int) -> list[float]:
+        """The coefficients of a group of parameters in one row of `coefficients`."""
+        found: list[float] = row[COLUMNS * group : COLUMNS * (group + 1)].tolist()
+        return found
+
+    def update(self, name: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
+        """The update of the parameter called `name`, `w`, and of its `states`, ``(n_states, *w.shape)``, in place.
+
+        `g` is its gradient, and `c` are the coefficients of its group. Of optimisers that are not `fused`.
+        """
+        raise NotImplementedError
 
     def _now(self, schedules: Mapping[str, Callable[[int], float]], t0: int, n: int) -> SimpleNamespace:
         """The hyper-parameters at the `n` steps after `t0`: arrays where they have a schedule."""

@@ -29,6 +29,15 @@ FILE = Path(__file__).with_name("digests.json")
 EPOCHS = 3
 ROWS, FEATURES, OUTPUTS, BATCH = 150, 19, 10, 32
 
+RULES: dict[str, dict[str, object]] = {  # what becomes of gradients before the update
+    "accumulated": {"batch_size": BATCH // 2, "accumulate_steps": 2},
+    "max_grad_norm": {"max_grad_norm": 0.5},
+    "clip_value": {"clip_value": 0.01},
+    "clip_per_example": {"clip_per_example": 0.5},
+    "noise": {"clip_per_example": 0.5, "noise_multiplier": 0.7},
+    "Poisson": {"clip_per_example": 0.5, "noise_multiplier": 0.7, "sampling": "poisson"},
+}
+
 Way = Callable[[mb.Trainer, np.ndarray, np.ndarray], mb.Trainer]
 
 
@@ -84,8 +93,15 @@ def recipes() -> dict[str, Callable[..., mb.Trainer]]:
     """Name -> what makes the trainer, of its options."""
     found: dict[str, Callable[..., mb.Trainer]] = {}
 
-    def add(name: str, net: Callable[[], mb.Sequential], loss: str | losses.Loss, optimizer: optim.Optimizer) -> None:
-        found[name] = lambda **options: mb.Trainer(net(), loss, optimizer, batch_size=BATCH, seed=7, **options)
+    def add(
+        name: str,
+        net: Callable[[], mb.Sequential],
+        loss: str | losses.Loss,
+        optimizer: optim.Optimizer,
+        **rules: object,
+    ) -> None:
+        rules = {"batch_size": BATCH, "seed": 7} | rules
+        found[name] = lambda **options: mb.Trainer(net(), loss, optimizer, **rules, **options)
 
     momentum = mb.SGD(lr=0.05, momentum=0.9)
     for dtype in nn.DTYPES:
@@ -98,6 +114,8 @@ def recipes() -> dict[str, Callable[..., mb.Trainer]]:
         weights = np.arange(OUTPUTS) / 8
         for loss in mb.CrossEntropy(label_smoothing=0.1, class_weight=weights), mb.BCEWithLogits(pos_weight=weights):
             add(f"{loss.kind}, weighted {dtype}", lambda d=dtype: network(d), loss, momentum)
+        for name, rules in RULES.items():
+            add(f"{name} {dtype}", lambda d=dtype: network(d), "cross_entropy", momentum, **rules)
         schedule = mb.SGD(lr=mb.OneCycleLR(0.1, total_steps=EPOCHS * -(-ROWS // BATCH)))
         add(f"OneCycleLR {dtype}", lambda d=dtype: network(d), "cross_entropy", schedule)
     return found
@@ -146,6 +164,7 @@ def in_pieces(trainer: mb.Trainer, X: np.ndarray, y: np.ndarray) -> mb.Trainer:
 
 
 def by_step(trainer: mb.Trainer, X: np.ndarray, y: np.ndarray) -> mb.Trainer:
+    """The rows of a fit that shuffles."""
     for epoch in range(EPOCHS):
         order = permutation(len(X), trainer.seed, epoch)
         for start in range(0, len(X), BATCH):

@@ -4,8 +4,9 @@
  *     train ISA < cases > results
  *
  * test_aarch64.py writes the cases (plan, data, coefficients: `Case.write` has the order of the fields), and compares
- * the results of every instruction set, here and on another processor, with each other and with the executor's. All
- * numbers are int64, double or of the case's dtype, little-endian. */
+ * the results of every instruction set, here and on another processor, with each other and with the executor's: of
+ * each case parameters, state, loss sums, outputs, and then what the kernels that training doesn't need make of them.
+ * All numbers are int64, double or of the case's dtype, little-endian. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -284,6 +285,33 @@ static void infer(int64_t n, double input_scale, char *result)
     }
 }
 
+/* ---- kernels that no step above calls ------------------------------------------------------------------------------ */
+
+/* On the parameters as a gradient, and on what the last step has left in the first stage. */
+static void gradient_kernels(int64_t n)
+{
+    enum { ROWS = 4 };
+    const double coef[8] = {0};
+    const stage *st = stages;
+    char *g = zeros(n * size), *out = zeros(st->n_in * st->n_out * size);
+
+    k->update(FMB_GRADIENT, coef, params, g, NULL, NULL, params, 1, n, n, n);
+    k->update(FMB_ACCUMULATE, coef, params, g, NULL, NULL, params, 1, n, n, n);
+    const double squares = k->squares(g, n);
+    k->limit(g, n, 0.75, 0.05);
+    k->noise(seed, 5, 1, NULL, 0.125, g, 0, n);
+
+    k->gather(&X, NULL, 0, ROWS, 1, da[0]);
+    k->row_squares(da[0], X.columns, s);
+    k->scale_rows(st->dz, st->panels, st->panel_stride, ROWS, s);
+    k->outer(da[0], st->n_in, st->dz, st->n_out, st->panel_stride, out);
+
+    put(g, n * size);
+    put(&squares, sizeof squares);
+    put(s, ROWS * size);
+    put(out, st->n_in * st->n_out * size);
+}
+
 /* ---- a case --------------------------------------------------------------------------------------------------------- */
 
 static int read_and_train(enum fmb_isa isa)
@@ -357,17 +385,18 @@ static int read_and_train(enum fmb_isa isa)
              sums + 2 * t);
     }
     infer(n, input_scale, outputs);
-    fmb_fp_leave(fp);
-
-    const float probe[5] = {1, 2, 3, NAN, 4};
-    const fmb_source rows = {(const char *)probe, 4, 4, 1, FMB_F};
-    need(k->nonfinite(&rows, 0, 3) == -1 && k->nonfinite(&rows, 0, 5) == 3, "nonfinite is wrong");
 
     put(params, n_params * size);
     for (int64_t i = 0; i < n_states; i++)
         put(state[i], n_params * size);
     put(sums, epochs * steps * 2 * (int64_t)sizeof(double));
     put(outputs, n * n_outputs * size);
+    gradient_kernels(n_params);
+    fmb_fp_leave(fp);
+
+    const float probe[5] = {1, 2, 3, NAN, 4};
+    const fmb_source rows = {(const char *)probe, 4, 4, 1, FMB_F};
+    need(k->nonfinite(&rows, 0, 3) == -1 && k->nonfinite(&rows, 0, 5) == 3, "nonfinite is wrong");
     return 1;
 }
 

@@ -1,0 +1,607 @@
+"""The numba executor: a plan as records, its memory, and the calls. The loops are in `sweeps` and `inference`."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ... import threads as _threads
+from ..._errors import unknown_name
+from ...losses import FromOutside
+from .. import Rules
+from . import library, records, team
+from .records import (
+    BARRIER_BYTES,
+    CHUNK,
+    CLIP,
+    ENGINE,
+    FACTOR,
+    GEMM,
+    INPUTS,
+    INTO,
+    LINE,
+    LOSS,
+    MAX_THREADS,
+    MINI,
+    NONE,
+    NORMS,
+    OP,
+    RUN,
+    SIGN,
+    SOURCE,
+    STAGE,
+    WHOLE,
+    WORKER,
+)
+from .target import Target, available_isas, isa
+
+if TYPE_CHECKING:
+    from ...data import Batches
+    from ...functions import Function
+    from ...plan import Op, Plan
+    from .. import Training
+
+GROUP = 4  # blocks that go through a stage together when the weights don't fit the second-level cache
+GROUP_BYTES = 1 << 19
+SMALL_BLOCKS = 4
+REGION_FLOPS = 400_000  # work for a thread that makes it worth entering a parallel region
+TRIAL = 0.002  # seconds that one thread, or all, are tried for
+PROVEN = 0.25  # seconds between two trials
+PART_ROWS = 256  # rows that go through the network together where their own gradients alone are wanted
+_FOREVER = 1e9  # seconds
+TRIAL_FLOPS = 1e9  # a step of so much work is never faster on one thread
+
+
+def _one(record: records.Record) -> np.ndarray:
+    return np.zeros(1, record)
+
+
+def _line(size: int) -> int:
+    """Bytes of whole cache lines."""
+    return (size + LINE - 1) // LINE * LINE
+
+
+class NumbaExecutor:
+    """Runs a plan in code that Numba compiles, on all cores; see `fastmb.executors.Executor` for its methods."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        params: np.ndarray,
+        training: Training | None = None,
+        n_threads: int | None = None,
+        isa: str | None = None,
+        *,
+        buffers: np.ndarray | None = None,  # noqa: ARG002
+    ) -> None:
+        if others := {stage.kind for stage in plan.stages} - {"linear"}:
+            raise ValueError(
+                "executor='numba' runs networks of Linear layers, activations and dropout; this one has "
+                f"{', '.join(sorted(others))}: take executor='native' or 'numpy'"
+            )
+        self.plan, self.params, self.training = plan, params, training
+        self.n_threads_asked = n_threads
+        self.isa = _isa(isa)
+        self.target = Target(self.isa, plan.dtype.itemsize)
+        self._lock = threading.Lock()
+        self._capacity = self._arena_threads = -1
+        self._flops = float(plan.flops(1))
+        self._cost = [0.0, 0.0]  # seconds a step, of one thread and of all
+        self._try_at, self._tried = 0.0, (0, 0)
+        self._ready = ("", 0)
+        self._gradient: np.ndarray | None = None
+        self._engine, self._loss = _one(ENGINE), _one(LOSS)
+        self._barrier = np.zeros(BARRIER_BYTES + LINE, np.uint8)
+        self._objective = FromOutside() if training is None else training.loss
+        self._rules = Rules() if training is None else training.rules
+        self._seed = 0 if training is None else int(np.uint64(training.seed & 2**64 - 1).astype(np.int64))
+        self._varying: list[tuple[Any, Op]] = []  # dropouts whose p is a schedule, and their records
+        self._callbacks: list[Any] = []  # of users' own functions: here, so that they live as long as their addresses
+        self._read_plan()
+        self._read_groups()
+        self._read_loss()
+
+    # ---- the plan as records --------------------------------------------------------------------------------------
+
+    def _read_plan(self) -> None:
+        plan, target, e = self.plan, self.target, self._engine
+        self._stages = np.zeros(len(plan.stages), STAGE)
+        chains = [plan.input_ops, *(stage.ops for stage in plan.stages)]
+        self._ops = np.zeros(1 + sum(map(len, chains)), OP)
+        places, at = [], 0
+        for chain in chains:
+            places.append(self._ops[at:].ctypes.data)
+            for op in chain:
+                self._read_op(self._ops[at], op)
+                at += 1
+        first_tile = first_chunk = 0
+        for stage, s, ops in zip(plan.stages, self._stages, places[1:], strict=True):
+            kinds = [op.kind for op in stage.ops]
+            last = stage is plan.stages[-1]
+            s["n_in"], s["n_out"], s["rows"], s["offset"] = stage.n_in, stage.n_out, stage.rows, stage.offset
+            s["w"] = self.params.ctypes.data + stage.offset * target.itemsize
+            s["ops"], s["n_ops"] = ops, len(kinds)
+            s["derivative"] = NONE if not kinds else SIGN if kinds == ["relu"] and not last else FACTOR
+            s["x_block"] = (stage.n_in + 1) * target.rb
+            s["panels"] = -(-stage.n_out // target.rb)
+            s["row_tiles"] = -(-stage.rows // target.mr)
+            s["tiles"] = s["row_tiles"] * s["panels"]
+            s["first_tile"] = first_tile
+            first_tile += s["tiles"]
+            s["chunks"], s["first_chunk"] = -(-stage.size // CHUNK), first_chunk
+            first_chunk += s["chunks"]
+        e["size"], e["lanes"], e["rb"], e["mr"] = target.itemsize, target.lanes, target.rb, target.mr
+        e["n_stages"], e["stages"] = len(plan.stages), self._stages.ctypes.data
+        e["input_ops"], e["n_input_ops"] = places[0], len(plan.input_ops)
+        e["group"] = GROUP if plan.size * target.itemsize > GROUP_BYTES else 1
+        e["widest"] = max(plan.n_features, *(stage.n_out for stage in plan.stages))
+        e["total_tiles"], e["total_chunks"], e["loss"] = first_tile, first_chunk, self._loss.ctypes.data
+        e["barrier"] = self._barrier.ctypes.data + -self._barrier.ctypes.data % LINE
+
+    def _read_op(self, record: Any, op: Op) -> None:
+        record["value"] = op.value
+        if op.kind == "dropout":
+            record["seed"], record["index"], record["threshold"] = self._seed, op.index, int(op.value * 2**32)
+            record["scale"] = 1.0 / (1.0 - op.value)
+            if op.schedule is not None:
+                self._varying.append((record, op))
+        elif op.kind == "custom":
+            assert op.function is not None
+            record["function"] = self._callback(op.function)
+
+    def _callback(self, function: Function) -> int:
+        """The address of a user's own function, compiled for the plan's dtype."""
+        compiled = function.compiled(self.plan.dtype)
+        self._callbacks.append(compiled)
+        return compiled.address
+
+    def _read_groups(self) -> None:
+        """Which row of coefficients the weight and the bias of each stage take."""
+        optimizer = None if self.training is None else self.training.optimizer
+        stages = self.plan.stages
+        names = [stage.name + what for stage in stages for what in (".weight", ".bias")[: 1 + stage.bias]]
+        group = {} if optimizer is None else optimizer.parameter_groups(names)
+        self._engine["groups"] = 1 if optimizer is None else optimizer.n_groups
+        for stage, s in zip(stages, self._stages, strict=True):
+            weight, bias = group.get(stage.name + ".weight", 0), group.get(stage.name + ".bias", 0)
+            s["group"] = s["last_group"] = weight
+            s["cut"] = stage.rows
+            if stage.bias and bias != weight:
+                s["last_group"], s["cut"] = bias, stage.n_in
+
+    def _vary(self, run: np.ndarray, keep: list[Any]) -> None:
+        """The dropouts' p at the steps to come, where it isn't always the same."""
+        t = int(run["t"][0])
+        for record, op in self._varying:
+            rates = op.values(t, int(run["steps"][0]))
+            keep.append(rates)
+            record["rates"], record["since"] = rates.ctypes.data, t
+
+    def _read_loss(self) -> None:
+        loss, record = self._objective, self._loss
+        record["n"], record["smoothing"] = self.plan.n_outputs, loss.label_smoothing
+        if loss.function is not None:
+            record["function"] = self._callback(loss.function)
+        record["delta"] = loss.delta if loss.kind == "huber" else 1.0
+        if loss.weight is not None:
+            self._weight = np.ascontiguousarray(loss.weight, self.plan.dtype)
+            record["weight"] = self._weight.ctypes.data
+
+    # ---- kernels --------------------------------------------------------------------------------------------------
+
+    def _kernel(self, words: str) -> int:
+        return library.kernel(words, self.target)
+
+    def _prepare(self, what: str, want: int = 0) -> int:
+        """Compiles, or loads, the kernels of "train", "infer" or "apply", with all that is wanted of rows' gradients;
+        the address of its entry. Called with the lock held: what is wanted decides some kernels.
+        """
+        if (what, want) != self._ready:
+            e = self._engine
+            if what != "apply":
+                e["gemm"], e["scatter"] = self._kernel("gemm"), self._kernel("scatter")
+                at = 0
+                for i, chain in enumerate([self.plan.input_ops, *(stage.ops for stage in self.plan.stages)]):
+                    factor = want & INPUTS if i == 0 else self._stages[i - 1]["derivative"] == FACTOR
+                    self._prepare_chain(chain, self._ops[at : at + len(chain)], what, bool(factor))
+                    at += len(chain)
+            for i, s in enumerate(self._stages if what == "train" else ()):
+                mode = {NONE: "none", FACTOR: "factor", SIGN: "sign"}[int(s["derivative"])]
+                s["backward"] = self._kernel(f"backward {mode} {'keep' if i or want else 'drop'}")
+            needed = {"row_squares": want, "scale_rows": want & CLIP, "outer": want & WHOLE, "limit": want & INPUTS}
+            for name, wanted in needed.items():
+                if wanted:
+                    e["k_" + name] = self._kernel(name)
+            self._ready = (what, want)
+        return library.entry(what)
+
+    def _prepare_chain(self, chain: tuple[Op, ...], ops: np.ndarray, what: str, factor: bool) -> None:
+        """The kernels of operations that follow each other; `factor`: their derivative is written down."""
+        done = False
+        for op, record in zip(chain, ops, strict=True):
+            dropout = op.kind == "dropout"
+            if what == "infer":
+                record["infer"] = 0 if dropout else self._kernel(f"{_name(op)} none")
+                continue
+            record["train"] = 0
+            if not dropout or self.training is not None:
+                derivative = "none" if not factor else "more" if done else "first"
+                record["train"], done = self._kernel(f"{_name(op)} {derivative}"), True
+        if what == "train" and factor and not done and len(ops):  # nothing is done: the derivative is 1
+            ops[0]["train"] = self._kernel("activation identity first")
+
+    def _source(self, array: np.ndarray, scale: float, keep: list[Any]) -> int:
+        """A record that says where an array lies, one column or many, and what reads it."""
+        record = _one(SOURCE)
+        type_ = "u1" if array.dtype.kind == "b" else array.dtype.kind + str(array.dtype.itemsize)
+        many = array.ndim == 2
+        record["data"], record["row_stride"], record["scale"] = array.ctypes.data, array.strides[0], scale
+        record["col_stride"], record["columns"] = (array.strides[1], array.shape[1]) if many else (0, 1)
+        how = "dense" if record["col_stride"] == array.itemsize else "strided"
+        if how == "dense" and scale == 1 and array.dtype == self.plan.dtype:
+            how = "plain"
+        record["gather"] = self._kernel(f"gather {type_} {how}")
+        record["label_size"] = array.itemsize
+        keep.append(record)
+        return record.ctypes.data
+
+    def _run(self, batches: Batches, mode: str, keep: list[Any]) -> np.ndarray:
+        """The record of a call, but for what only training or inference needs. `keep` holds what it points to."""
+        run = _one(RUN)
+        run["x"] = self._source(batches.X, batches.scale, keep)
+        run["n"] = len(batches.X)
+        run["input_scale"] = batches.scale
+        if batches.y is not None:
+            run["y"] = self._source(batches.y, 1.0, keep)
+            loss = self._objective
+            kind, weighted = loss.kind, loss.weight is not None
+            if kind == "cross_entropy":
+                run["indices"] = batches.y.ndim == 1
+                if batches.y.ndim != 1:
+                    kind = "cross_entropy_rows"
+                elif weighted or loss.label_smoothing:
+                    kind = "cross_entropy_labels"
+            run["loss_kernel"] = self._kernel(f"loss {kind} {'weighted' if weighted else 'plain'} {mode}")
+            run["row_weights"] = batches.sample_weight is not None or (weighted and run["indices"][0])
+        if batches.sample_weight is not None:
+            run["sample_weight"] = batches.sample_weight.ctypes.data
+        keep.append(batches)
+        return run
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def _reserve(self, rows: int, threads: int) -> None:
+        """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference."""
+        if rows <= self._capacity and threads <= self._arena_threads:
+            return
+        rows, threads = max(rows, self._capacity), max(threads, self._arena_threads)
+        need = self._assign(None, rows, threads)
+        try:
+            arena = np.zeros(need + LINE, np.uint8)
+        except MemoryError:
+            raise MemoryError(f"a mini-batch of {rows} rows needs {need} bytes of buffers") from None
+        self._arena = arena
+        self._assign(arena, rows, threads)
+        self._capacity, self._arena_threads = rows, threads
+
+    def _assign(self, arena: np.ndarray | None, rows: int, threads: int) -> int:
+        """Hands out the arena and returns its size; with None, the size alone."""
+        size, rb, lanes = self.target.itemsize, self.target.rb, self.target.lanes
+        base = 0 if arena is None else arena.ctypes.data + -arena.ctypes.data % LINE
+        at = 0
+
+        def take(count: int) -> int:
+            nonlocal at
+            here = base + at
+            at += _line(count)
+            return here
+
+        # Blocks of small mini-batches may hold half the rows that they have room for.
+        blocks = max(-(-rows // rb), -(-min(rows, SMALL_BLOCKS * threads * rb) // lanes))
+        for s in self._stages:
+            x_block = int(s["x_block"])
+            s["x"] = take(blocks * x_block * size)
+            s["panel_stride"] = blocks * rb * rb
+            s["dz"] = take(int(s["panels"] * s["panel_stride"]) * size)
+            if arena is not None:
+                start = int(s["x"]) - arena.ctypes.data
+                x = (
+                    arena[start : start + blocks * x_block * size]
+                    .view(self.plan.dtype)
+                    .reshape(blocks, x_block // rb, rb)
+                )
+                x[:, -1] = 1.0  # what the bias meets
+        e = self._engine
+        e["row_loss"], e["row_squares"] = take(blocks * rb * 8), take(blocks * rb * 8)
+        e["tile_squares"] = take(int(e["total_tiles"][0]) * 8)
+        e["chunk_squares"] = take(int(e["total_chunks"][0]) * 8)
+        wide = int(e["group"][0] * (e["widest"][0] + 1)) * rb * size
+        workers = np.zeros(threads * WORKER.itemsize + LINE, np.uint8)
+        start = -workers.ctypes.data % LINE
+        records_ = workers[start : start + threads * WORKER.itemsize].view(WORKER)
+        derivatives = np.zeros((threads, len(self._stages)), np.int64)
+        for w, own in zip(records_, derivatives, strict=True):
+            w["da0"], w["da1"] = take(wide), take(wide)
+            for i, s in enumerate(self._stages):
+                if rows > 0 and s["derivative"] == FACTOR:
+                    own[i] = take(int(e["group"][0] * s["n_out"]) * rb * size)
+            w["d"] = own.ctypes.data
+            w["tile"] = take((self.target.mr + 2) * rb * size)
+            w["s"], w["loss"], w["labels"] = take(rb * size), take(rb * size), take(rb * 4)
+            w["target"] = take(self.plan.n_outputs * rb * size)
+            w["gemm"], w["mini"] = take(GEMM.itemsize), take(MINI.itemsize + 4 * LINE)
+            w["coefficients"], w["few"] = take(8 * int(e["groups"][0]) * size), take(64 * 24)
+            w["into"] = take(INTO.itemsize)
+            w["squares"] = take((int(e["group"][0]) + 2) * _line(rb * size))
+            if self.plan.input_ops:
+                w["d_input"] = take(int(e["group"][0]) * self.plan.n_features * rb * size)
+            w["bits"] = take(CHUNK * 4)
+        self._workers, self._derivatives = (workers, records_), derivatives
+        e["workers"] = records_.ctypes.data
+        return at
+
+    # ---- calls ----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        batches: Batches,
+        first: int,
+        t: int,
+        coefficients: np.ndarray,
+        sums: np.ndarray,
+        seconds: float,
+        stats: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
+    ) -> int:
+        assert self.training is not None
+        with self._lock:
+            run, _keep = self._begin(batches, len(coefficients), t, sums)
+            run["first"], run["sweep"] = first, 1
+            self._optimize(run, coefficients)
+            want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
+            if self._rules.stored:
+                if self._gradient is None:
+                    self._gradient = np.zeros(self.plan.size, self.plan.dtype)
+                self._store(run, self._gradient)
+                self._prepare_applying(run)
+            if stats is not None:
+                want |= NORMS
+                run["stats"] = stats.ctypes.data
+                self._engine["k_tile_squares"] = self._kernel("tile_squares")
+                self._engine["k_squares"] = self._kernel("squares")
+            if norms is not None:
+                want |= NORMS
+                run["norms"] = norms.ctypes.data
+            return self._train(run, want, seconds)
+
+    def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool:
+        out[:] = 0
+        with self._lock:
+            run, _keep = self._begin(batches, 1, t, sums)
+            run["part_rows"], run["sweep"] = 0, 1
+            run["update"] = self._kernel("update gradient")
+            self._state(run, out.reshape(1, -1))
+            return self._train(run, 0, _FOREVER) == 1
+
+    def accumulate(
+        self,
+        batches: Batches,
+        t: int,
+        row: int,
+        out: np.ndarray,
+        sums: np.ndarray,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        with self._lock:
+            run, _keep = self._begin(batches, 1, t, sums)
+            run["part_rows"], run["sweep"], run["row"], run["applied"] = 0, 1, row, 1
+            self._store(run, out)
+            want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
+            if inputs is not None:
+                want |= INPUTS
+                run["inputs"] = inputs.ctypes.data
+            return self._train(run, want, _FOREVER) == 1
+
+    def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
+        assert self.training is not None
+        with self._lock:
+            run = _one(RUN)
+            entry = self._prepare("apply")
+            run["t"], run["params"] = t, self.params.ctypes.data
+            self._obey(run)
+            run["divide"], run["gradient"] = weight, gradient.ctypes.data
+            self._optimize(run, coefficients)
+            self._prepare_applying(run)
+            library.NOTICE.done()
+            threads = min(_threads.resolve(self.n_threads_asked, 20.0 * self.plan.size), MAX_THREADS)
+            self._reserve(1, threads)
+            team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+            _check_entropy(run)
+
+    def per_example(
+        self,
+        batches: Batches,
+        t: int,
+        sums: np.ndarray,
+        norms: np.ndarray | None = None,
+        gradients: list[np.ndarray | None] | None = None,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        with self._lock:
+            run, _keep = self._begin(batches, 1, t, sums)
+            run["stored"] = run["applied"] = 1  # sums: nothing is divided by the weights
+            run["part_rows"] = PART_ROWS
+            want = 0
+            if norms is not None:
+                want |= NORMS
+                run["norms_out"] = norms.ctypes.data
+            if gradients is not None:
+                want |= WHOLE
+                places = np.array([0 if g is None else g.ctypes.data for g in gradients], np.int64)
+                run["whole"] = places.ctypes.data
+            if inputs is not None:
+                want |= INPUTS
+                run["inputs"] = inputs.ctypes.data
+            return self._train(run, want, _FOREVER) == 1
+
+    def _begin(self, batches: Batches, steps: int, t: int, sums: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+        """A run over `steps` mini-batches, the first of them 0, with nothing made of the gradients yet; and what must
+        live as long as it.
+        """
+        keep: list[Any] = [sums]
+        run = self._run(batches, "train", keep)
+        if batches.order is not None:
+            run["order"], run["n"] = batches.order.ctypes.data, len(batches.order)
+        if batches.offsets is not None:
+            run["offsets"] = batches.offsets.ctypes.data
+            self._rows_of = batches.offsets
+        run["steps"], run["batch_size"], run["t"] = steps, min(batches.batch_size, int(run["n"][0])), t
+        run["sums"], run["params"] = sums.ctypes.data, self.params.ctypes.data
+        self._obey(run)
+        self._vary(run, keep)
+        return run, keep
+
+    def _obey(self, run: np.ndarray) -> None:
+        """The rules that gradients go by."""
+        rules = self._rules
+        run["part_rows"], run["clip"], run["secure"] = rules.part_rows, rules.clip_per_example, rules.secure
+        run["noise"] = rules.noise_multiplier * rules.clip_per_example if rules.noise_multiplier > 0 else 0.0
+        run["max_norm"], run["limit"], run["divide"] = rules.max_grad_norm, rules.clip_value, rules.divide
+        run["seed"] = self._seed
+
+    def _optimize(self, run: np.ndarray, coefficients: np.ndarray) -> None:
+        """Gradients go into the optimiser's update, and the weights into their average, if there is one."""
+        assert self.training is not None
+        run["update"] = self._kernel(f"update {self.training.optimizer.kind}")
+        run["coefficients"], run["columns"] = coefficients.ctypes.data, coefficients.shape[1]
+        if self.training.average is not None:
+            run["average"] = self.training.average.ctypes.data
+            self._engine["k_average"] = self._kernel("average")
+        self._state(run, self.training.state)
+
+    def _state(self, run: np.ndarray, state: np.ndarray) -> None:
+        """The arrays that an update changes beside the parameters."""
+        for name, array in zip(("state0", "state1", "state2"), state, strict=False):
+            run[name] = array.ctypes.data
+        touched = (1 + len(state)) * self.plan.size * self.target.itemsize
+        run["far"] = run["batch_size"] >= self.target.lanes and touched > GROUP_BYTES
+
+    def _store(self, run: np.ndarray, gradient: np.ndarray) -> None:
+        """Gradients are stored, as sums."""
+        run["stored"], run["gradient"] = 1, gradient.ctypes.data
+        run["store"], run["accumulate"] = self._kernel("update gradient"), self._kernel("update accumulate")
+
+    def _prepare_applying(self, run: np.ndarray) -> None:
+        """The kernels that a stored gradient goes through."""
+        e = self._engine
+        e["k_limit"], e["k_squares"] = self._kernel("limit"), self._kernel("squares")
+        if run["noise"] > 0:
+            e["k_noise"] = self._kernel("noise")
+
+    def _train(self, run: np.ndarray, want: int, seconds: float) -> int:
+        """The steps of a run on as many threads as pay."""
+        run["want"] = want
+        entry = self._prepare("train", want)
+        library.NOTICE.done()
+        steps, rows = int(run["steps"][0]), int(run["batch_size"][0])
+        flops = self._flops * rows
+        if run["offsets"]:
+            first = int(run["first"][0])
+            rows = max(1, int(np.diff(self._rows_of[first : first + steps + 1]).max()))
+        if run["part_rows"]:
+            rows = min(rows, int(run["part_rows"][0]))
+        run["check"] = 1 + int(1e6 / (flops + 1e4))
+        threads = self._threads_for(flops, steps)
+        self._reserve(rows, threads)
+        if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
+            self._try_out(entry, run, threads, time.monotonic() + seconds)
+        else:
+            self._start(entry, run, threads, time.monotonic() + seconds)
+        _check_entropy(run)
+        return int(run["done"][0])
+
+    def _threads_for(self, flops: float, steps: int) -> int:
+        """The threads for `steps` steps of `flops` operations."""
+        threads = min(_threads.resolve(self.n_threads_asked, flops), MAX_THREADS)
+        if threads > 1 and self.n_threads_asked is None:
+            threads = int(max(1.0, min(threads, flops * steps / REGION_FLOPS)))
+        return threads
+
+    def _try_out(self, entry: int, run: np.ndarray, threads: int, deadline: float) -> None:
+        """Runs with all threads or with one, whichever has been faster; the other is tried from time to time."""
+        cost, now = self._cost, time.monotonic()
+        tried = int(run["batch_size"][0]), threads
+        if self._tried != tried:
+            self._tried, self._try_at = tried, 0.0
+            cost[:] = 0.0, 0.0
+        steps = int(run["steps"][0])
+        done = 0
+        while done < steps and not run["bad"][0] and (done == 0 or now < deadline):
+            everybody = cost[1] <= cost[0]
+            until = min(deadline, self._try_at)
+            if now >= self._try_at:  # first all, then one; later the one that isn't in use
+                everybody = not everybody if cost[0] > 0 else cost[1] == 0
+                if cost[1] > 0:
+                    self._try_at = now + PROVEN
+                if everybody:  # threads that sleep are woken first
+                    self._start(entry, run, threads, min(deadline, now + TRIAL))
+                    now = time.monotonic()
+                    if run["bad"][0] or int(run["done"][0]) == steps or now >= deadline:
+                        break
+                until = min(deadline, now + TRIAL)
+            done, start = int(run["done"][0]), time.monotonic()
+            self._start(entry, run, threads if everybody else 1, until)
+            now, before = time.monotonic(), done
+            done = int(run["done"][0])
+            if done > before:
+                took = (now - start) / (done - before)
+                # One disturbed reading must not decide: it counts for little more than the one before.
+                cost[everybody] = min(took, 1.1 * cost[everybody]) if cost[everybody] > 0 else took
+
+    def _start(self, entry: int, run: np.ndarray, threads: int, deadline: float) -> None:
+        """Steps `done` .. of a run, until a deadline, on so many threads."""
+        run["deadline"], run["stop"], run["start"] = deadline, 0, run["done"]
+        team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+
+    def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:
+        from ...data import Batches
+
+        self._infer(Batches(X, None, None, None, len(X), scale), out, None, None)
+
+    def evaluate(self, batches: Batches, out: np.ndarray, losses: np.ndarray, weights: np.ndarray) -> None:
+        self._infer(batches, out, losses, weights)
+
+    def _infer(self, batches: Batches, out: np.ndarray, losses: np.ndarray | None, weights: np.ndarray | None) -> None:
+        keep: list[Any] = []
+        threads = min(_threads.resolve(self.n_threads_asked, self._flops / 3 * len(batches.X)), MAX_THREADS)
+        with self._lock:
+            entry = self._prepare("infer")
+            run = self._run(batches, "evaluate", keep)
+            library.NOTICE.done()
+            run["result"] = out.ctypes.data
+            if losses is not None and weights is not None:
+                run["losses"], run["weights"] = losses.ctypes.data, weights.ctypes.data
+            self._reserve(0, threads)
+            team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+
+
+def _name(op: Op) -> str:
+    """The name of an operation's kernel."""
+    return op.kind if op.kind in ("dropout", "custom") else f"activation {op.kind}"
+
+
+def _check_entropy(run: np.ndarray) -> None:
+    if run["failed"]:
+        raise OSError("the operating system gave no random numbers for the noise")
+
+
+def _isa(name: str | None) -> str:
+    if name is None:
+        return isa()
+    if name not in available_isas():
+        raise unknown_name("isa", name, available_isas())
+    return name

@@ -1,0 +1,225 @@
+"""Compiled code by name: kernels, and the entries of the sweeps, as addresses of C functions.
+
+Each is a `cfunc` of its own, compiled when first asked for and kept in Numba's cache on disk. All of them have one
+signature, ARGUMENTS int64 in and nothing out; an emitter, or an entry, takes as many as it needs.
+
+The cache. Numba looks whether the file that defines a function has changed, not the files of what it calls. So every
+compiled function closes over a string, which is part of Numba's key: it names the kernel and ends in a digest of all
+source files of this package. Whatever is edited, old code isn't found any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from . import activations, dropout, gemm, gradients, layout, losses, updates
+from .applied import apply_stored
+from .emit import Emitter, Value
+from .inference import infer
+from .records import ARGUMENTS
+from .sweeps import train
+from .sync import lead, post, serve
+from .target import Target
+
+SIGNATURE = types.void(*[types.int64] * ARGUMENTS)
+
+#: Kernels by name; a key's further words are their first arguments.
+KERNELS: dict[str, Callable[..., None]] = {
+    "activation": activations.activation,
+    "dropout": dropout.dropout,
+    "loss": losses.loss,
+    "custom": activations.custom,
+    "update": updates.update,
+    "average": updates.average,
+    "gather": layout.gather,
+    "scatter": layout.scatter,
+    "backward": layout.backward,
+    "gemm": gemm.gemm,
+    "row_squares": gradients.row_squares,
+    "squares": gradients.squares,
+    "tile_squares": gradients.tile_squares,
+    "scale_rows": gradients.scale_rows,
+    "limit": gradients.limit,
+    "outer": gradients.outer,
+    "noise": gradients.noise,
+}
+#: How many arguments an emitter takes beside its words and the `Emitter`.
+TAKES = {
+    "activation": 7,
+    "dropout": 7,
+    "loss": 8,
+    "update": 10,
+    "gather": 5,
+    "scatter": 5,
+    "backward": 6,
+    "gemm": 7,
+    "custom": 7,
+    "average": 6,
+    "row_squares": 3,
+    "squares": 3,
+    "tile_squares": 5,
+    "scale_rows": 5,
+    "limit": 3,
+    "outer": 6,
+    "noise": 8,
+}
+
+
+@lru_cache(maxsize=1)
+def digest() -> str:
+    """Of all source files that compiled code is made from."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+@intrinsic
+def _emit(typing_context: Any, key: Any, arguments: Any) -> Any:
+    """The kernel that the string `key` names."""
+    if not isinstance(key, types.StringLiteral):
+        return None  # Numba asks again, with the string itself
+    words, isa, itemsize, _ = key.literal_value.split("|")
+    name, *options = words.split()
+    NOTICE.compiling()
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        emitter = Emitter(builder, Target(isa, int(itemsize)))
+        given = [Value(builder, builder.extract_value(values[1], i)) for i in range(TAKES[name])]
+        KERNELS[name](*options, emitter, *given)
+        return context.get_dummy_value()
+
+    return types.void(key, arguments), codegen
+
+
+def _kernel(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def kernel(a, b, c, d, e, f, g, h, i, j):
+        _emit(key, (a, b, c, d, e, f, g, h, i, j))
+
+    return kernel
+
+
+@intrinsic
+def _stamp(typing_context: Any, key: Any) -> Any:
+    """Nothing; an entry says with it which sources it was made from."""
+    NOTICE.compiling()
+    return types.void(key), lambda context, *_: context.get_dummy_value()
+
+
+# What an entry calls must be a global: Numba's key for what a function closes over would differ in every process.
+
+
+def _train(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def entry(engine, run, tid, threads, e, f, g, h, i, j):
+        _stamp(key)
+        train(engine, run, tid, threads)
+
+    return entry
+
+
+def _apply(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def entry(engine, run, tid, threads, e, f, g, h, i, j):
+        _stamp(key)
+        apply_stored(engine, run, tid, threads)
+
+    return entry
+
+
+def _infer(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def entry(engine, run, tid, threads, e, f, g, h, i, j):
+        _stamp(key)
+        infer(engine, run, tid, threads)
+
+    return entry
+
+
+def _serve(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def entry(seat, b, c, d, e, f, g, h, i, j):
+        _stamp(key)
+        serve(seat)
+
+    return entry
+
+
+def _post(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def entry(seats, threads, function, engine, run, f, g, h, i, j):
+        _stamp(key)
+        post(seats, threads, function, engine, run)
+
+    return entry
+
+
+def _lead(key: str) -> Any:
+    @numba.cfunc(SIGNATURE, cache=True)
+    def entry(seats, threads, function, engine, run, f, g, h, i, j):
+        _stamp(key)
+        lead(seats, threads, function, engine, run)
+
+    return entry
+
+
+_ENTRIES = {"train": _train, "apply": _apply, "infer": _infer, "serve": _serve, "post": _post, "lead": _lead}
+
+
+class Notice:
+    """Says once that code is being compiled, and how long it took; what comes from the cache passes in silence."""
+
+    def __init__(self) -> None:
+        self.said = False
+        self.started: float | None = None
+
+    def compiling(self) -> None:
+        if not self.said:
+            self.said, self.started = True, time.perf_counter()
+            print("fastmb: compiling kernels with Numba; later processes take them from its cache", file=sys.stderr)
+
+    def done(self) -> None:
+        if self.started is not None:
+            seconds, self.started = time.perf_counter() - self.started, None
+            print(f"fastmb: compiled in {seconds:.1f} s", file=sys.stderr)
+
+
+NOTICE = Notice()
+_lock = threading.RLock()
+_compiled: dict[str, Any] = {}  # keeps the machine code
+
+
+def _address(key: str, make: Callable[[str], Any]) -> int:
+    with _lock:
+        if key not in _compiled:
+            _compiled[key] = make(key)
+        return int(_compiled[key].address)
+
+
+def kernel(words: str, target: Target) -> int:
+    """The address of a kernel, such as "activation gelu none"."""
+    return _address(f"{words}|{target.isa}|{target.itemsize}|{digest()}", _kernel)
+
+
+def entry(name: str) -> int:
+    """The address of an entry: "train", "infer", or what threads are run with."""
+    return _address(f"{name}|||{digest()}", _ENTRIES[name])
+
+
+def function(address: int) -> Callable[..., None]:
+    """A Python function of ARGUMENTS integers that runs what is at an address, without the GIL."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * ARGUMENTS)(address)

@@ -1,0 +1,133 @@
+"""What the threads of one region need of each other: a barrier, and a seat each where work is put."""
+
+from __future__ import annotations
+
+from .machine import (
+    CPU_SET,
+    address,
+    at,
+    atomic_add,
+    atomic_exchange,
+    atomic_load,
+    atomic_store,
+    atomic_swap,
+    call,
+    get_affinity,
+    give_way,
+    item,
+    jit,
+    load_i8,
+    nap,
+    now,
+    pause,
+    processor,
+    set_affinity,
+    store_i8,
+)
+from .records import LINE, MAX_THREADS, SEAT, offset
+
+SPINS = 4000  # some 20 us
+YIELDS = 2000  # then some milliseconds; then sleep
+IDLE = 0.002  # seconds after which a thread without work goes back to Python, to sleep there
+
+FREE, WORK, PARKED, LEAVE = 0, 1, 2, 3  # states of a seat
+_STATE = offset(SEAT, "state")
+_GENERATION, _CPUS, _SETS = LINE, 2 * LINE, 2 * LINE + 8 * MAX_THREADS
+
+
+@jit
+def _spread(barrier, tid, threads):
+    """Leaves a processor that another of these threads is on, if one is free: affinity narrowed for a moment."""
+    allowed = barrier + _SETS + 2 * CPU_SET * tid
+    free = allowed + CPU_SET
+    if get_affinity(allowed) < 0:
+        return
+    for i in range(0, CPU_SET, 8):
+        store_i8(free + i, load_i8(allowed + i))
+    shared = False
+    here = processor()
+    for i in range(threads):
+        cpu = load_i8(barrier + _CPUS + 8 * i)
+        shared = shared or (i != tid and cpu == here)
+        if i != tid and cpu >= 0 and cpu < 8 * CPU_SET:
+            word = free + cpu // 64 * 8
+            store_i8(word, load_i8(word) & ~(1 << (cpu % 64)))
+    some = 0
+    for i in range(0, CPU_SET, 8):
+        some |= load_i8(free + i)
+    if shared and some != 0 and set_affinity(free) == 0:
+        set_affinity(allowed)
+
+
+@jit
+def wait(barrier, tid, threads):
+    """Until all threads have come here. The last to arrive starts the next generation."""
+    if threads == 1:
+        return
+    generation = atomic_load(barrier + _GENERATION)
+    cpu = processor()
+    if load_i8(barrier + _CPUS + 8 * tid) != cpu:
+        store_i8(barrier + _CPUS + 8 * tid, cpu)
+    if atomic_add(barrier, 1) + 1 == threads:
+        atomic_store(barrier, 0)
+        atomic_store(barrier + _GENERATION, generation + 1)
+        return
+    for spin in range(SPINS):
+        if atomic_load(barrier + _GENERATION) != generation:
+            return
+        if spin > 64:
+            pause()
+    _spread(barrier, tid, threads)
+    yields = 0
+    while atomic_load(barrier + _GENERATION) == generation:
+        if yields < YIELDS:
+            give_way()
+        else:
+            nap()
+        yields += 1
+
+
+@jit
+def serve(where):
+    """A thread's life between two sleeps: does what is put on its seat, until nothing has been for a while."""
+    seat = at(SEAT, where)
+    spins, since = 0, now()
+    while True:
+        state = atomic_load(where + _STATE)
+        if state == WORK:
+            call(seat.function, (seat.engine, seat.run, seat.tid, seat.threads))
+            atomic_store(where + _STATE, FREE)
+            spins, since = 0, now()
+        elif state == LEAVE:
+            return
+        elif spins < SPINS:
+            spins += 1
+            pause()
+        elif now() - since < IDLE:
+            give_way()
+        elif atomic_exchange(where + _STATE, FREE, PARKED) == FREE:
+            return
+
+
+@jit
+def post(seats, threads, function, engine, run):
+    """Puts work on the seats of threads 1 .. threads - 1; `was` tells which of them sleep."""
+    for tid in range(1, threads):
+        seat = item(SEAT, seats, tid)
+        seat.function, seat.engine, seat.run, seat.tid, seat.threads = function, engine, run, tid, threads
+        seat.was = atomic_swap(address(seat) + _STATE, WORK)
+
+
+@jit
+def lead(seats, threads, function, engine, run):
+    """Does the share of thread 0, and waits for the others."""
+    call(function, (engine, run, 0, threads))
+    for tid in range(1, threads):
+        state = address(item(SEAT, seats, tid)) + _STATE
+        waited = 0
+        while atomic_load(state) == WORK:
+            if waited < SPINS:
+                pause()
+            else:
+                give_way()
+            waited += 1

@@ -1,0 +1,225 @@
+"""The numba executor beside the native one: the same bits, its cache, its threads, and life without the extension."""
+
+import hashlib
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import executors, threads
+from fastmb.executors import native
+
+pytest.importorskip("numba", reason="the numba executor needs it; the test extra brings it")
+DTYPES = ["float32", "float64"]
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((90, 11))
+LABELS, VALUES = RNG.integers(0, 5, 90), RNG.standard_normal((90, 5))
+FMA = native.available_isas()[-1] != "v2"
+
+same_bits = pytest.mark.skipif(not FMA, reason="without fused multiply-add the bits are each set's own")
+
+
+def in_a_new_process(code, **environment):
+    """What `code` prints in a new interpreter, and what it says besides."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def network(dtype, activation="gelu"):
+    first = mb.mlp([11, 18, 5], activation=activation, dtype=dtype, seed=2).modules
+    return mb.Sequential(mb.Dropout(0.1), *first, dtype=dtype, seed=2)
+
+
+def digest(executor, dtype, loss="cross_entropy", activation="gelu", n_threads=1, **options):
+    trainer = mb.Trainer(
+        network(dtype, activation), loss, batch_size=16, seed=7, n_threads=n_threads, executor=executor, **options
+    )
+    trainer.fit(X, LABELS if trainer.loss.task == "classification" else VALUES, max_epochs=2, verbose=0)
+    weights = trainer.net.flat if trainer.average is None else np.append(trainer.net.flat, trainer._averaged)
+    outputs = trainer.net(X)
+    return hashlib.sha256(weights.tobytes() + outputs.tobytes()).hexdigest(), trainer.history["loss"]
+
+
+@same_bits
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", sorted(set(mb.modules.ACTIVATIONS) - {"identity"}))
+def test_every_activation_has_the_bits_of_native(activation, dtype):
+    assert digest("numba", dtype, activation=activation) == digest("native", dtype, activation=activation)
+
+
+@same_bits
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        mb.CrossEntropy(),
+        mb.CrossEntropy(label_smoothing=0.1),
+        mb.CrossEntropy(class_weight=[0.5, 1.0, 2.0, 0.0, 1.5]),
+        mb.MSE(),
+        mb.MAE(),
+        mb.Huber(delta=0.7),
+    ],
+    ids=repr,
+)
+def test_every_loss_has_the_bits_of_native(loss, dtype):
+    assert digest("numba", dtype, loss) == digest("native", dtype, loss)
+
+
+RULES = {
+    "accumulate": {"accumulate_steps": 3},
+    "norm": {"max_grad_norm": 0.1},
+    "value": {"clip_value": 0.01},
+    "per example": {"clip_per_example": 0.5},
+    "private": {"clip_per_example": 0.5, "noise_multiplier": 0.7, "sampling": "poisson"},
+    "all": {"accumulate_steps": 2, "max_grad_norm": 0.2, "clip_value": 0.05, "clip_per_example": 0.5},
+    "groups": {"optimizer": mb.AdamW(lr=0.01, groups={"*.bias": {"weight_decay": 0, "lr": 3}})},
+    "dropout's schedule": {"optimizer": mb.SGD(lr=mb.LinearLR(0.1, total_iters=9), momentum=0.9)},
+}
+
+
+@same_bits
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rules", RULES)
+def test_every_rule_has_the_bits_of_native(rules, dtype, n_threads, monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 4)
+    ours, theirs = (digest(name, dtype, n_threads=n_threads, **RULES[rules]) for name in ("numba", "native"))
+    assert ours == theirs
+
+
+@same_bits
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_own_gradients_have_the_bits_of_native(dtype):
+    found = []
+    for name in ("numba", "native"):
+        trainer = mb.Trainer(network(dtype), batch_size=16, executor=name, gradient_stats=True)
+        trainer.fit(X, LABELS, max_epochs=1, verbose=0)
+        gradients = trainer.per_example_gradients(X, LABELS)
+        gradients = gradients[1] if isinstance(gradients, tuple) else gradients
+        found.append([g.tobytes() for _, g in sorted(gradients.items())])
+    assert found[0] == found[1]
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
+
+
+UPDATE = """
+import ctypes, sys
+import numpy as np
+from fastmb.executors.numba import library
+from fastmb.executors.numba.target import Target, isa
+c, w, g = np.array([1.0] + [0.0] * 7), np.array([5.0]), np.array([2.0])
+call = library.function(library.kernel("update sgd", Target(isa(), 8)))
+call(c.ctypes.data, w.ctypes.data, 0, 0, 0, g.ctypes.data, 1, 1, 1, 1)
+library.NOTICE.done()
+print(w[0])
+"""
+
+
+def test_code_in_the_cache_does_not_survive_an_edit_of_any_file(tmp_path):
+    package = Path(mb.__file__).parent
+    shutil.copytree(package, tmp_path / "fastmb", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {
+        "PYTHONPATH": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+    def run():
+        return in_a_new_process(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{UPDATE}", **environment)
+
+    first, again = run(), run()
+    assert first[0] == again[0] == "3.0\n"
+    assert first[1].count("compiling") == first[1].count("compiled in") == 1
+    assert again[1] == ""  # from the cache
+    edited = tmp_path / "fastmb" / "executors" / "numba" / "updates.py"
+    times = edited.stat().st_atime_ns, edited.stat().st_mtime_ns
+    text = edited.read_text()
+    assert text.count("e.fma(-c[0], _decayed") == 1
+    edited.write_text(text.replace("e.fma(-c[0], _decayed", "e.fma(-c[0] * 2.0, _decayed"))
+    os.utime(edited, ns=times)
+    assert run()[0] == "1.0\n"
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+
+def test_a_forked_child_trains_on():
+    code = """
+import os, sys, numpy as np, fastmb as mb
+from fastmb import threads
+threads.limit = lambda: 3
+X, y = np.ones((256, 8)), np.zeros(256, int)
+def train():
+    trainer = mb.Trainer(mb.mlp([8, 64, 2]), batch_size=64, n_threads=3, executor="numba")
+    trainer.fit(X, y, max_epochs=2, verbose=0)
+    return trainer.net.flat.tobytes()
+before = train()
+child = os.fork()
+if child == 0:
+    os._exit(0 if train() == before else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), train() == before)
+"""
+    assert in_a_new_process(code)[0].split() == ["0", "True"]
+
+
+def test_threads_that_sleep_are_woken(monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 3)
+    trainer = mb.Trainer(network("float32"), batch_size=64, n_threads=3, executor="numba")
+    alone = mb.Trainer(network("float32"), batch_size=64, n_threads=1, executor="numba")
+    for _ in range(3):
+        trainer.step(X, LABELS)
+        alone.step(X, LABELS)
+        time.sleep(0.05)  # they go to sleep
+    assert np.array_equal(trainer.net.flat, alone.net.flat)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    trainer = mb.Trainer(network("float32"), "mse", batch_size=16, executor="numba")
+    before = trainer.net.flat.copy()
+    with pytest.raises(FloatingPointError):
+        trainer.step(X, np.full((90, 5), math.inf))
+    assert np.array_equal(trainer.net.flat, before)
+
+
+# ---- with and without ----------------------------------------------------------------------------------------------
+
+
+def test_without_numba_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setattr(executors, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"executor='numba' needs the package 'numba': pip install 'fastmb\[numba\]'"):
+        executors.load("numba")
+
+
+def test_numba_is_imported_when_it_is_asked_for():
+    code = "import fastmb as mb, sys; mb.Trainer(mb.mlp([2, 2])); print('numba' in sys.modules)"
+    assert in_a_new_process(code)[0] == "False\n"
+
+
+@same_bits
+def test_without_the_extension_numba_is_the_default_and_the_bits_are_the_same():
+    train = """
+X, y = np.random.default_rng(0).standard_normal((200, 9)), np.arange(200) % 3
+X[0, 0] = 1e-300
+trainer = mb.Trainer(mb.mlp([9, 16, 3]), seed=3)
+trainer.fit(X, y, max_epochs=2, X_val=X, y_val=y, verbose=0)
+import hashlib
+print(trainer.executor, hashlib.sha256(trainer.net.flat.tobytes()).hexdigest(), trainer.history["val_loss"])
+"""
+    pure = "import sys; sys.modules['fastmb.executors.native'] = None\n"
+    start = "import numpy as np, fastmb as mb\n"
+    without = in_a_new_process(pure + start + "assert mb.show_config()['executor'] == 'numba'\n" + train)[0]
+    with_it = in_a_new_process(start + train)[0]
+    assert without.split()[0] == "numba"
+    assert with_it.split()[0] == "native"
+    assert without.split()[1:] == with_it.split()[1:]
