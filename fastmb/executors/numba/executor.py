@@ -75,7 +75,14 @@ class NumbaExecutor:
         training: Training | None = None,
         n_threads: int | None = None,
         isa: str | None = None,
+        *,
+        buffers: np.ndarray | None = None,  # noqa: ARG002
     ) -> None:
+        if others := {stage.kind for stage in plan.stages} - {"linear"}:
+            raise ValueError(
+                "executor='numba' runs networks of Linear layers, activations and dropout; this one has "
+                f"{', '.join(sorted(others))}: take executor='native' or 'numpy'"
+            )
         self.plan, self.params, self.training = plan, params, training
         self.n_threads_asked = n_threads
         self.isa = _isa(isa)
