@@ -1,10 +1,11 @@
-"""The one compiled extension; everything else about the package is in pyproject.toml.
+"""The compiled extensions; everything else about the package is in pyproject.toml.
 
-`fastmb.executors.native` is made of native.pyx (loops and threads) and csrc/*.c (what one core does to one block).
-On x86-64 the base is v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled
-beside it (csrc/isa_*.c choose theirs by pragma) and chosen at import. On AArch64 every machine has the one set, NEON.
-There is no -march=native and no -ffast-math.
-`FASTMB_PURE=1 pip install .` leaves the extension out; fastmb then runs on Numba, or on the slow reference.
+`fastmb.executors.native` is made of native.pyx (loops and threads) and csrc/*.c (what one core does to one block);
+`fastmb.ops._native` of _native.pyx and csrc/ops_*.c, and it takes the other kernels from the first. On x86-64 the base
+is v2, so that a wheel built here runs on every such machine; faster instruction sets are compiled beside it
+(csrc/isa_*.c choose theirs by pragma) and chosen at import. On AArch64 every machine has the one set, NEON. There is no
+-march=native and no -ffast-math.
+`FASTMB_PURE=1 pip install .` leaves the extensions out; fastmb then runs on Numba, or on the slow reference.
 """
 
 import os
@@ -62,18 +63,29 @@ class BuildExt(build_ext):
             self.copy_extensions_to_source()
 
 
-native = Extension(
-    "fastmb.executors.native",
-    sources=["fastmb/executors/native.pyx", "csrc/dispatch.c", *sorted(glob(f"csrc/isa_{ISAS}.c"))],
-    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("fastmb/executors/*.px[di]")),
-    include_dirs=["csrc", np.get_include()],
-    define_macros=[("_GNU_SOURCE", None), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-    extra_compile_args=[*OTHERS, *WARNINGS, *DEBUG, *ARITHMETIC, *BASE],
-    extra_link_args=["-fopenmp"],
-)
-native.cython_directives = {"language_level": "3"}
+PARTS = ("dispatch", "isa"), ("ops_dispatch", "ops")  # what chooses an instruction set, and what there is
+
+
+def extension(name: str, sources: list[str]) -> Extension:
+    """An extension of the package, compiled with the flags above."""
+    made = Extension(
+        name,
+        sources=sources,
+        depends=sorted(glob("csrc/*.h") + glob("csrc/*.inc") + glob("csrc/isa_*.c") + glob("fastmb/*/*.px[di]")),
+        include_dirs=["csrc", np.get_include()],
+        define_macros=[("_GNU_SOURCE", None), ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=[*OTHERS, *WARNINGS, *DEBUG, *ARITHMETIC, *BASE],
+        extra_link_args=["-fopenmp"],
+    )
+    made.cython_directives = {"language_level": "3"}
+    return made
+
+
+kernels, functions = ([f"csrc/{main}.c", *sorted(glob(f"csrc/{part}_{ISAS}.c"))] for main, part in PARTS)
+native = extension("fastmb.executors.native", ["fastmb/executors/native.pyx", *kernels])
+ops = extension("fastmb.ops._native", ["fastmb/ops/_native.pyx", *functions])
 
 # On purpose, for a platform without a compiler. A compiler that is there and fails is an error, as ever.
 PURE = os.environ.get("FASTMB_PURE", "0") not in ("", "0")
 
-setup(ext_modules=[] if PURE else [native], cmdclass={"build_ext": BuildExt})
+setup(ext_modules=[] if PURE else [native, ops], cmdclass={"build_ext": BuildExt})

@@ -104,6 +104,19 @@ static inline void fmb_prefetch_tile(char *p, int64_t rows, int64_t bytes, int64
             __builtin_prefetch(p + at, 1, 3);
 }
 
+/* A normalisation: what is subtracted and multiplied by, of a feature or of a row of the block; NULL weight: 1, bias: 0. */
+typedef struct {
+    const void *mean, *rstd; /* T[n] if by_feature, else T[rb] */
+    const void *weight, *bias; /* T[n] */
+    int by_feature;
+} fmb_norm;
+
+/* The rows of a mini-batch in blocks: where the next block of x, of dz and of rows' statistics is, in elements; rows of a
+ * block (rb or lanes), and of all blocks together. */
+typedef struct {
+    int64_t x_block, dz_block, stats_block, block_rows, rows;
+} fmb_rows;
+
 /* The kernels of one instruction set and dtype (T is float or double). */
 typedef struct {
     int rb;    /* rows of a block: two vectors */
@@ -159,6 +172,38 @@ typedef struct {
 
     /* A block [n][rb] back to rows: out[r * out_stride + c], r < rows, strides in elements. */
     void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride);
+
+    /* A block's normalisation, forward and back, features low .. high - 1 of x, out, dz, dx [n][rb]; norms.inc has the
+     * formulas. dx may be dz. */
+    void (*normalize)(const fmb_norm *norm, int64_t low, int64_t high, const void *x, void *out);
+    void (*normalize_backward)(const fmb_norm *norm, const void *across, const void *along, int64_t low, int64_t high,
+                               const void *x, const void *dz, void *dx);
+
+    /* A row's mean and rstd over n features; and the means over them that its way back needs. All T[rb]. */
+    void (*row_moments)(int64_t n, double eps, const void *x, void *mean, void *rstd);
+    void (*row_means)(const fmb_norm *norm, int64_t n, const void *x, const void *dz, void *across, void *along);
+
+    /* A feature's mean, (biased) variance and rstd over all rows, features low .. high - 1 of T[n]. */
+    void (*column_moments)(const fmb_rows *rows, double eps, int64_t low, int64_t high, const void *x, void *mean,
+                           void *variance, void *rstd);
+
+    /* The gradients of features low .. high - 1: dweight[f - low] = sum over all rows of dz xhat, dbias (unless NULL) that
+     * of dz; with norm->mean NULL those of PReLU, dweight = sum of min(x, 0) dz. */
+    void (*column_sums)(const fmb_rows *rows, const fmb_norm *norm, int64_t low, int64_t high, const void *x,
+                        const void *dz, void *dweight, void *dbias);
+
+    /* Each row's own gradient of a normalisation's weight, dz xhat, or (norm->mean NULL) of PReLU's, min(x, 0) dz: out
+     * T[n][rb]. */
+    void (*row_terms)(const fmb_norm *norm, int64_t n, const void *x, const void *dz, void *out);
+
+    /* x where x > 0, else weight x, and its way back; `step` 0: one weight for all features. dx may be dz. */
+    void (*prelu)(const void *weight, int step, int64_t low, int64_t high, const void *x, void *out);
+    void (*prelu_backward)(const void *weight, int step, int64_t low, int64_t high, const void *x, const void *dz,
+                           void *dx);
+
+    /* n values: out += x; dz = da * d, as `backward` understands d and `relu`. dz may be da. */
+    void (*add)(int64_t n, const void *x, void *out);
+    void (*multiply)(int64_t n, const void *da, const void *d, int relu, void *dz);
 
     /* Of rows' own gradients: out T[rb], the sums of squares of a block [n][rb] over its features; */
     void (*row_squares)(const void *block, int64_t n, void *out);

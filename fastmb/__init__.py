@@ -18,6 +18,7 @@ from . import datasets
 from ._config import show_config
 from ._version import __version__
 from .history import History
+from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import MAE, MSE, BCEWithLogits, CrossEntropy, Huber, Loss
 from .modules import (
     ELU,
@@ -41,12 +42,14 @@ from .optim import SGD, Adam, AdamW
 from .trainer import Trainer
 
 if TYPE_CHECKING:
+    from . import ops
     from .averaging import EMA, SWA
     from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
     from .checkpoint import load
     from .integrations import MLflow, OptunaPruning, TensorBoard
     from .lr_finder import LRFinder, find_lr
+    from .ops import use_backend
     from .optim import Adadelta, Adafactor, Adagrad, Adamax, Lion, Muon, NAdam, RAdam, RMSprop
     from .schedules import (
         ChainedScheduler,
@@ -82,6 +85,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "BCEWithLogits",
+    "BatchNorm1d",
     "BatchSizeAdvice",
     "CSVLogger",
     "Callback",
@@ -98,6 +102,7 @@ __all__ = [
     "Huber",
     "Identity",
     "LRFinder",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
@@ -111,11 +116,13 @@ __all__ = [
     "NAdam",
     "OneCycleLR",
     "OptunaPruning",
+    "PReLU",
     "PolynomialLR",
     "RAdam",
     "RMSprop",
     "ReLU",
     "ReduceLROnPlateau",
+    "Residual",
     "Sequential",
     "SequentialLR",
     "SiLU",
@@ -134,7 +141,9 @@ __all__ = [
     "find_lr",
     "load",
     "mlp",
+    "ops",
     "show_config",
+    "use_backend",
 ]
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
@@ -147,10 +156,13 @@ _LAZY = {
     "lr_finder": ("LRFinder", "find_lr"),
     "optim": ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Lion", "Muon", "NAdam", "RAdam", "RMSprop"),
     "schedules": tuple(name for name in __all__ if name.endswith(("LR", "Scheduler", "Restarts", "WarmUp", "Plateau"))),
+    "ops": ("use_backend",),
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "ops":
+        return import_module(".ops", __name__)
     for module, names in _LAZY.items():
         if name in names:
             return getattr(import_module(f".{module}", __name__), name)

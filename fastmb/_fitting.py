@@ -120,7 +120,7 @@ class Fitting:
         self.t, self.start = trainer.t, epoch.copy()
         while epoch.done < self.steps and not self._slice(epoch, progress):
             pass
-        if not all_finite(trainer.net.flat):
+        if not all(map(all_finite, trainer.net._learned)):
             self._diverged("a weight became NaN or infinite", epoch.done, epoch.lr)
         epoch.seconds += time.perf_counter() - begin
         return epoch.done == self.steps
@@ -173,7 +173,7 @@ class Fitting:
 
     def _changing(self) -> list[np.ndarray]:
         """The arrays that an epoch changes and that can't be had otherwise: before the first update, weights alone."""
-        return [self.trainer.net.flat, self.trainer.state][: 2 if self.trainer.t else 1]
+        return [*self.trainer.net._learned, *([self.trainer.state] if self.trainer.t else [])]
 
     def _diverged(self, what: str, step: int, lr: float) -> None:
         """Go back to where the epoch began, and say so."""

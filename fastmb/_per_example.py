@@ -48,6 +48,7 @@ class PerExample:
         @property
         def rules(self) -> Rules: ...
 
+        def _check_rows(self, rows: int, batch_size: int, drop_last: bool = False) -> None: ...
         def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches: ...
         def _executor_for(self, loss: Loss) -> Executor: ...
         def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]: ...
@@ -60,6 +61,7 @@ class PerExample:
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
+            self._check_rows(len(batches.X), len(batches.X) or 1)
             gradient, sums = np.zeros_like(self.net.flat), np.zeros((1, 2))
             self._executor.gradients(batches, self.t, gradient, sums)
             return _mean(sums), views(gradient, self.net.plan)
@@ -94,6 +96,7 @@ class PerExample:
             if self._pending is not None and not self._pending.weight:
                 raise ValueError("gradients from backward() wait for apply(): call it before accumulate()")
             batches = self._mini_batch(X, y, sample_weight)
+            self._check_rows(len(batches.X), len(batches.X) or 1)
             before = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
             sums = np.zeros((1, 2))
             if not self._executor.accumulate(batches, self.t, before.rows, before.flat, sums):
@@ -152,6 +155,7 @@ class PerExample:
             if self._pending is not None and self._pending.weight:
                 raise ValueError("gradients from accumulate() wait for apply(): call it before backward()")
             batches = self._outside(X, output_gradients)
+            self._check_rows(len(batches.X), len(batches.X) or 1)
             before = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
             inputs = np.empty((len(batches.X), self.net.plan.n_features), self.net.dtype)
             executor = self._outside_executor()
@@ -173,6 +177,7 @@ class PerExample:
         out of one pass forward and back (Goodfellow 2015, "Efficient per-example gradient computations").
         """
         with self._lock:
+            check_rows_apart(self.net, "per_example_norms")
             batches = self._mini_batch(X, y, None)
             norms = np.empty(len(batches.X), self.net.dtype)
             self._executor.per_example(batches, self.t, np.zeros((1, 2)), norms=norms)
@@ -199,6 +204,7 @@ class PerExample:
             If `rows` names a row that isn't there.
         """
         with self._lock:
+            check_rows_apart(self.net, "per_example_gradients")
             batches = self._mini_batch(X, y, None)
             if rows is not None:
                 batches.order = check_rows(rows, len(batches.X))
@@ -214,10 +220,9 @@ class PerExample:
             found: dict[str, np.ndarray] = {}
             whole: list[np.ndarray | None] = []
             for stage in plan.stages:
-                found[stage.name + ".weight"] = np.empty((n, stage.n_in, stage.n_out), plan.dtype)
-                whole += [found[stage.name + ".weight"], None]
-                if stage.bias:
-                    whole[-1] = found[stage.name + ".bias"] = np.empty((n, stage.n_out), plan.dtype)
+                own = {name: np.empty((n, *shape), plan.dtype) for name, shape in stage.shapes}
+                found |= {f"{stage.name}.{name}": array for name, array in own.items()}
+                whole += [own.get("weight"), own.get("bias")]
             if n:
                 self._executor.per_example(batches, self.t, np.zeros((1, 2)), gradients=whole)
             return found
@@ -237,6 +242,7 @@ class PerExample:
         With respect to `X` as it is given (``input_scale`` is in it). Dropout is that of the next `step`.
         """
         with self._lock:
+            check_rows_apart(self.net, "input_gradients")
             batches = self._mini_batch(X, y, None)
             inputs = np.empty(batches.X.shape, self.net.dtype)
             self._executor.per_example(batches, self.t, np.zeros((1, 2)), inputs=inputs)
@@ -251,6 +257,15 @@ class PerExample:
     def _outside_executor(self) -> Executor:
         """The trainer's executor, but for its loss: the one whose gradient comes from outside."""
         return self._executor_for(FromOutside())
+
+
+def check_rows_apart(net: Sequential, what: str) -> None:
+    """Raise a `ValueError` if the rows of a mini-batch have no gradients of their own."""
+    for i in net.plan.batch_norms:
+        raise ValueError(
+            f"{what} needs every row's own gradient; in training, BatchNorm1d (module {net.plan.stages[i].name}) mixes "
+            "the rows of a mini-batch (LayerNorm doesn't)"
+        )
 
 
 def available_memory() -> int:

@@ -77,9 +77,9 @@ class EarlyStopping(Callback):
     min_delta : float, default 0
         An improvement is by more than this.
     restore_best : bool, default False
-        Whether the network has the weights of the best epoch when the fit has ended, for whatever reason, unless that
-        is in the middle of an epoch: those that were validated, with an `EMA` the average. The optimiser's state and
-        the position are those of the last epoch.
+        Whether the network has the weights (and running statistics) of the best epoch when the fit has ended, for
+        whatever reason, unless that is in the middle of an epoch: those that were validated, with an `EMA` the average.
+        The optimiser's state and the position are those of the last epoch.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class EarlyStopping(Callback):
         self.restore_best = bool(restore_best)
         self.best: float | None = None
         self.best_epoch = 0
-        self._weights: np.ndarray | None = None
+        self._weights: list[np.ndarray] | None = None
 
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:  # noqa: ARG002
         check_monitor(self.monitor, metrics)
@@ -120,20 +120,25 @@ class EarlyStopping(Callback):
         if improved(self.monitor, row[self.monitor], self.best, self.min_delta):
             self.best, self.best_epoch, self._waited = row[self.monitor], int(row["epoch"]), 0
             if self.restore_best and self._weights is None:
-                self._weights = trainer._validated_flat().copy()
+                self._weights = [array.copy() for array in self._validated(trainer)]
             elif self._weights is not None:
-                self._weights[:] = trainer._validated_flat()
+                for kept, array in zip(self._weights, self._validated(trainer), strict=True):
+                    kept[:] = array
             return None
         self._waited += 1
         return "early_stopping" if self._waited >= self.patience else None
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._weights is not None and trainer._current is None:
-            trainer.net.flat[:] = self._weights
+            for array, kept in zip(trainer.net._learned, self._weights, strict=True):
+                array[:] = kept
         self._weights = None
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:  # noqa: ARG002
         self._weights = None
+
+    def _validated(self, trainer: Trainer) -> list[np.ndarray]:
+        return [trainer._validated_flat(), *trainer.net._learned[1:]]
 
 
 class ModelCheckpoint(Callback):

@@ -1,11 +1,12 @@
 """Checkpoints: a trainer, whole, in a safetensors file; `Trainer.save` writes it, `load` reads it.
 
-The tensors are the parameters by name ("0.weight"), the optimiser's state ("state.0.0.weight"), the average of the
-parameters that a trainer may keep ("average.0.weight"), the sums of an epoch that is under way ("epoch.sums"),
-gradients that wait ("pending.0.weight"), and the arrays that modules and losses were given ("net.0.init",
-"loss.pos_weight"). The metadata has the entry "fastmb", JSON that describes the rest, and "sha256", of that text and
-all tensors: it finds damage, not forgery. Nothing in the file is run: a class is named, looked up in a table, and
-called with its parameters, which it checks as always. Shapes are compared before memory is asked for.
+The tensors are the parameters by name ("0.weight"), the buffers ("1.running_mean"), the optimiser's state
+("state.0.0.weight"), the average of the parameters that a trainer may keep ("average.0.weight"), the sums of an epoch
+that is under way ("epoch.sums"), gradients that wait ("pending.0.weight"), and the arrays that modules and losses were
+given ("net.0.init", "loss.pos_weight"). The metadata has the entry "fastmb", JSON that describes the rest, and
+"sha256", of that text and all tensors: it finds damage, not forgery. Nothing in the file is run: a class is named,
+looked up in a table, and called with its parameters, which it checks as always. Shapes are compared before memory is
+asked for.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from ._errors import missing_extra, unknown_name
 from ._files import replace, send
 from ._fitting import SLICE, Epoch
 from ._per_example import Pending
+from ._planning import check_modules, make_plan
 from ._version import __version__
 from .averaging import AVERAGES
 from .executors import NAMES, available
+from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import LOSSES
 from .modules import ACTIVATIONS, Dropout, Linear, Module, Softmax
-from .nn import Sequential, _check_dtype, _check_modules
+from .nn import Sequential, _check_dtype
 from .optim import OPTIMIZERS
-from .plan import views
+from .plan import Plan, views
 from .schedules import SCHEDULES
 
 if TYPE_CHECKING:
@@ -42,7 +45,13 @@ if TYPE_CHECKING:
 FORMAT = 1
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("float32"), "F64": np.dtype("float64")}  # little-endian, both
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_MODULES = {cls.__name__: cls for cls in (Linear, Dropout, Softmax, *(type(make()) for make in ACTIVATIONS.values()))}
+_MODULES: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        *(Linear, Dropout, Softmax, BatchNorm1d, LayerNorm, PReLU, Residual),
+        *(type(make()) for make in ACTIVATIONS.values()),
+    )
+}
 _LOSSES = {cls.__name__: cls for cls in LOSSES.values()}
 _OPTIMIZERS = {cls.__name__: cls for cls in OPTIMIZERS.values()}
 _SETTINGS = (
@@ -147,10 +156,11 @@ def _prefixes(n_states: int, average: bool, pending: bool) -> list[str]:
 
 
 def _arrays(trainer: Trainer) -> Tensors:
-    """Parameters, the optimiser's state, an average and gradients that wait, by name, all of them views."""
+    """Parameters, buffers, the optimiser's state, an average and gradients that wait, by name, all of them views."""
     found: Tensors = {}
     for prefix, flat in _vectors(trainer):
         found |= {prefix + name: array for name, array in views(flat, trainer.net.plan).items()}
+    found |= trainer.net.buffers()
     return found
 
 
@@ -173,6 +183,8 @@ def _value(value: Any, where: str, tensors: Tensors) -> Any:
         return {"tensor": where}
     if type(value) in SCHEDULES.values():
         return _spec(value, SCHEDULES, where, tensors)
+    if isinstance(value, Module):
+        return _spec(value, _MODULES, where, tensors)
     if isinstance(value, tuple):
         return [_value(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
     if callable(value):
@@ -341,7 +353,7 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
 
     dtype = _check_dtype(str(dtype))
     prefixes = _prefixes(optimizer.n_states, average is not None, pending is not None)
-    expected = _shapes(_check_modules(modules), dtype, prefixes)
+    expected = _shapes(make_plan(check_modules(modules), dtype), prefixes)
     others = {name for name in tensors if name.startswith(("net.", "loss.", "epoch.", "history."))}
     if wrong := _differences({name: tensor for name, tensor in tensors.items() if name not in others}, expected):
         raise ValueError(f"tensors don't fit the network: {wrong}")
@@ -398,7 +410,7 @@ def _built(spec: Any, table: Mapping[str, Any], where: str, tensors: Tensors) ->
         if isinstance(field.default, bool):
             _check_bool(arguments[field.name], f"{where}.{field.name}")
     try:
-        return table[kind](**arguments)
+        return table[kind](*arguments.pop("modules", ()), **arguments)  # those that a module holds come first
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -409,7 +421,8 @@ def _taken(value: Any, where: str, tensors: Tensors) -> Any:
     if not isinstance(value, dict):
         return value
     if value != {"tensor": where}:
-        return _built(value, SCHEDULES, where, tensors)
+        in_a_module = where.rpartition(".")[2].startswith("modules[")
+        return _built(value, _MODULES if in_a_module else SCHEDULES, where, tensors)
     if where not in tensors:
         raise ValueError(f"lacks the tensor {where}")
     return tensors[where]
@@ -457,17 +470,11 @@ def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
     return stopped, rows
 
 
-def _shapes(
-    modules: tuple[Module, ...], dtype: np.dtype, prefixes: list[str]
-) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+def _shapes(plan: Plan, prefixes: list[str]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """What tensors a network is saved as, and all that has its shape."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i, module in enumerate(modules):
-        if isinstance(module, Linear):
-            shapes[f"{i}.weight"] = module.in_features, module.out_features
-            if module.bias:
-                shapes[f"{i}.bias"] = (module.out_features,)
-    return {prefix + name: (dtype, shape) for prefix in prefixes for name, shape in shapes.items()}
+    shapes = {f"{prefix}{s.name}.{what}": shape for prefix in prefixes for s in plan.stages for what, shape in s.shapes}
+    shapes |= {f"{s.name}.{what}": shape for s in plan.stages for what, shape in s.buffer_shapes}
+    return {name: (plan.dtype, shape) for name, shape in shapes.items()}
 
 
 def _differences(tensors: Tensors, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> str:

@@ -39,6 +39,15 @@ def forecast(plan: Plan, batch_size: int, n_states: int) -> Memory:
     """The peak of a fit by the native executor with mini-batches of `batch_size` rows."""
     size = plan.dtype.itemsize
     parameters, states = plan.size * size, plan.size * size * n_states
-    widths = sum(stage.rows + stage.n_out for stage in plan.stages)
     kept = parameters + states if parameters + states <= IN_MEMORY else 0
-    return Memory(parameters, states, batch_size * widths * size, kept)
+    return Memory(parameters, states, batch_size * _widths(plan) * size, kept)
+
+
+def _widths(plan: Plan) -> int:
+    """Numbers that a row needs on its way forward and back."""
+    stages = plan.stages
+    widths = sum(stage.n_in + stage.bias + stage.n_out * (stage.kind != "identity") for stage in stages)
+    if plan.batch_norms:  # a row waits for the others: its gradient, derivatives and sums can't be a thread's scratch
+        widths += 2 * (1 + max(plan.n_features, *(stage.n_out for stage in stages)))
+        widths += sum(stage.n_out * (bool(stage.ops) + (stage.skip is not None)) for stage in stages)
+    return widths

@@ -1,7 +1,7 @@
 """Modules: what a network is made of, as declarations.
 
 A module says what it computes and owns no numbers, so it can be printed, compared and put into several networks. A new
-activation is a class here, a row in `ACTIVATIONS`, and its kernels.
+activation is a class here, a row in `ACTIVATIONS`, and its kernels. Layers beside `Linear` are in `fastmb.layers`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from . import _checks, init
 from ._errors import unknown_name
-from .plan import Op
+from .plan import Op, Shapes
+from .rng import Stream
 
 if TYPE_CHECKING:
     from .functions import Function
@@ -39,8 +40,38 @@ class Module:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+class Layer(Module):
+    """A module with parameters of its own, or which needs more than each value by itself: a stage of a plan."""
+
+    kind: ClassVar[str]  # the name that plans and executors know it by
+
+    @property
+    def takes(self) -> int | None:
+        """The features that it takes; None if any number will do."""
+        raise NotImplementedError
+
+    @property
+    def gives(self) -> int | None:
+        """The features that it gives; None if as many as came."""
+        return self.takes
+
+    @property
+    def shapes(self) -> Shapes:
+        """Names and shapes of its parameters."""
+        raise NotImplementedError
+
+    @property
+    def buffer_shapes(self) -> Shapes:
+        """Names and shapes of what it keeps besides."""
+        return ()
+
+    def draw(self, name: str, gain: float, stream: Stream) -> Any:
+        """The initial values of a parameter; `gain` is that of the activation which follows."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, repr=False, eq=False)
-class Linear(Module):
+class Linear(Layer):
     """``x W + b`` with W of shape [in_features, out_features].
 
     Parameters
@@ -62,6 +93,7 @@ class Linear(Module):
     Linear(784, 128, bias=False)
     """
 
+    kind = "linear"
     in_features: int
     out_features: int
     bias: bool = True
@@ -83,6 +115,23 @@ class Linear(Module):
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def takes(self) -> int:
+        return self.in_features
+
+    @property
+    def gives(self) -> int:
+        return self.out_features
+
+    @property
+    def shapes(self) -> Shapes:
+        weight = ("weight", (self.in_features, self.out_features))
+        return (weight, ("bias", (self.out_features,))) if self.bias else (weight,)
+
+    def draw(self, name: str, gain: float, stream: Stream) -> np.ndarray:
+        start = self.init if name == "weight" else self.bias_init
+        return init.draw(start, dict(self.shapes)[name], (self.in_features, self.out_features), gain, stream)
 
 
 class Activation(Module):

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _checks, executors, init, memory, optim
+from . import _checks, executors, memory, optim
 from ._errors import unknown_name
+from ._planning import check_modules, layers, leaves, make_plan
 from .data import Batches, check_X
+from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .modules import (
     ACTIVATIONS,
     ELU,
@@ -24,6 +26,7 @@ from .modules import (
     Activation,
     Dropout,
     Identity,
+    Layer,
     LeakyReLU,
     Linear,
     Mish,
@@ -36,7 +39,7 @@ from .modules import (
     Tanh,
 )
 from .optim import Optimizer
-from .plan import Op, Plan, Stage, aligned, views
+from .plan import buffer_views, views
 from .rng import Stream
 
 __all__ = [
@@ -45,13 +48,18 @@ __all__ = [
     "GELU",
     "SELU",
     "Activation",
+    "BatchNorm1d",
     "Dropout",
     "Identity",
+    "Layer",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "Mish",
     "Module",
+    "PReLU",
     "ReLU",
+    "Residual",
     "Sequential",
     "SiLU",
     "Sigmoid",
@@ -71,7 +79,7 @@ class Sequential:
     Parameters
     ----------
     *modules : Module
-        `Linear`, activations, `Dropout`; `Softmax` at the end or not at all.
+        `Linear`, `BatchNorm1d`, `LayerNorm`, activations, `Dropout`, `Residual`; `Softmax` at the end or not at all.
     seed : int, default 0
         Of the initial weights: one stream of random numbers for all parameters, in their order.
     dtype : {"float32", "float64"}, default "float32"
@@ -81,6 +89,8 @@ class Sequential:
     ----------
     flat : ndarray
         All parameters in one vector, with gaps of zeros; `parameters` are views into it.
+    flat_buffers : ndarray
+        What training changes besides, running statistics, in another one; `buffers` are views into it.
     plan : fastmb.plan.Plan
         What executors run.
     task : {"classification", "multilabel", "regression"} or None
@@ -98,7 +108,7 @@ class Sequential:
     """
 
     def __init__(self, *modules: Module, seed: int = 0, dtype: Any = "float32") -> None:
-        self.modules = _check_modules(modules)
+        self.modules = check_modules(modules)
         self.seed = _checks.seed(seed)
         self.dtype = _check_dtype(dtype)
         self.task: str | None = None
@@ -107,35 +117,38 @@ class Sequential:
         self._build()
         self._initialise()
 
-    def _build(self, flat: np.ndarray | None = None) -> None:
-        """What follows from the modules and the dtype; the parameters are copied from `flat`."""
+    def _build(self, flat: np.ndarray | None = None, flat_buffers: np.ndarray | None = None) -> None:
+        """What follows from the modules and the dtype; parameters and buffers are copied from vectors like ours."""
         self.softmax = isinstance(self.modules[-1], Softmax)
-        self.plan = _plan(self.modules, self.dtype)
+        self.plan = make_plan(self.modules, self.dtype)
         self.flat = _aligned_zeros(self.plan.size, self.dtype)
+        self.flat_buffers = _aligned_zeros(self.plan.buffer_size, self.dtype)
         if flat is not None:
             self.flat[:] = flat
+        if flat_buffers is not None:
+            self.flat_buffers[:] = flat_buffers
         self._parameters = views(self.flat, self.plan)
+        self._buffers = buffer_views(self.flat_buffers, self.plan)
         self._executor: executors.Executor | None = None
 
     def _initialise(self) -> None:
         stream = Stream(self.seed)
-        gains = _gains(self.modules)
+        found = layers(self.modules)
         for name, array in self._parameters.items():
-            index, what = name.split(".")
-            linear = self.modules[int(index)]
-            assert isinstance(linear, Linear)
-            fans = linear.in_features, linear.out_features
-            start = linear.init if what == "weight" else linear.bias_init
-            array[:] = init.draw(start, array.shape, fans, gains[int(index)], stream)
+            module, _, what = name.rpartition(".")
+            layer, gain = found[module]
+            array[:] = layer.draw(what, gain, stream)
+        for name, array in self._buffers.items():
+            array[:] = name.endswith("var")
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("modules", "seed", "dtype", "task", "squeeze", "input_scale", "flat")
+        kept = ("modules", "seed", "dtype", "task", "squeeze", "input_scale", "flat", "flat_buffers")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        flat = state.pop("flat")
+        flat, flat_buffers = state.pop("flat"), state.pop("flat_buffers", None)
         self.__dict__.update(state)
-        self._build(flat)
+        self._build(flat, flat_buffers)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The parameters by name ("0.weight", "0.bias", ...), as views: writing to one changes the network.
@@ -143,6 +156,18 @@ class Sequential:
         The weight of a `Linear` is [in_features, out_features], the transpose of torch's.
         """
         return dict(self._parameters)
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The running statistics by name ("1.running_mean", "1.running_var", "1.num_batches_tracked"), as views.
+
+        A network without `BatchNorm1d` has none.
+        """
+        return dict(self._buffers)
+
+    @property
+    def _learned(self) -> list[np.ndarray]:
+        """The vectors that training changes: `flat`, and `flat_buffers` if there are buffers."""
+        return [self.flat, self.flat_buffers][: 1 + (self.flat_buffers.size > 0)]
 
     def __call__(self, X: Any) -> np.ndarray:
         """The network's output, without dropout: raw values, or probabilities if it ends in `Softmax`.
@@ -216,7 +241,7 @@ class Sequential:
             X = np.asarray(X)
         one_row = X.ndim == 1
         X = check_X(X[None] if one_row else X, self.plan.n_features)
-        executor = executors.default()(self.plan, self.flat, None, None)
+        executor = executors.default()(self.plan, self.flat, None, None, buffers=self.flat_buffers)
         n, n_out = len(X), self.plan.n_outputs
         found = np.empty((n, n_out, self.plan.n_features), self.dtype)
         back = np.empty((n, self.plan.n_features), self.dtype)
@@ -236,7 +261,7 @@ class Sequential:
         one_row = X.ndim == 1
         X = check_X(X[None] if one_row else X, self.plan.stages[0].n_in, check_finite=check_finite)
         if self._executor is None:
-            self._executor = executors.default()(self.plan, self.flat, None, None)
+            self._executor = executors.default()(self.plan, self.flat, None, None, buffers=self.flat_buffers)
         out = np.empty((len(X), self.plan.stages[-1].n_out), self.dtype)
         self._executor.forward(X, self.input_scale, out)
         if link is not None:
@@ -302,7 +327,7 @@ class Sequential:
         rows = "n" if batch_size is None else str(_checks.integer("batch_size", batch_size, 1))
         table = self._table(rows)
         a, b, c, d = (max(map(len, column)) for column in zip(*table, strict=True))
-        lines = [f"{i:>{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
+        lines = [f"{i:<{a}}  {module:<{b}}  {shape:<{c}}  {count:>{d}}".rstrip() for i, module, shape, count in table]
         lines.append(self._size())
         if batch_size is not None:
             lines.append(f"{self.plan.flops(batch_size) / 1e6:,.3f} MFLOP a training step of {batch_size} rows")
@@ -316,12 +341,12 @@ class Sequential:
         """Heads, then one line a module: its number, itself, the shape of its output, its parameters."""
         table = [("", "module", "output", "parameters")]
         width = self.plan.n_features
-        for i, module in enumerate(self.modules):
-            count = 0
-            if isinstance(module, Linear):
-                width = module.out_features
-                count = (module.in_features + module.bias) * width
-            table.append((str(i), repr(module), f"({rows}, {width})", f"{count:,}" if count else ""))
+        counts = {stage.name: stage.size for stage in self.plan.stages}
+        for name, module in leaves(self.modules, blocks=True):
+            width = (isinstance(module, Layer) and module.gives) or width
+            count = counts.get(name, 0)
+            what = f"Residual of {len(module.modules)}:" if isinstance(module, Residual) else repr(module)
+            table.append((name, what, f"({rows}, {width})", f"{count:,}" if count else ""))
         return table
 
     def _size(self) -> str:
@@ -401,68 +426,6 @@ def _check_dtype(dtype: Any) -> np.dtype:
     if found.name not in DTYPES or not found.isnative:
         raise unknown_name("dtype", found.name, DTYPES)
     return found
-
-
-def _check_modules(modules: tuple[Module, ...]) -> tuple[Module, ...]:
-    """`modules`, if they make a network."""
-    before: tuple[int, Linear] | None = None
-    for i, module in enumerate(modules):
-        if not isinstance(module, Module):
-            raise TypeError(f"modules[{i}] must be a module such as Linear(64, 10) or ReLU(); got {module!r}")
-        if isinstance(module, Softmax) and i < len(modules) - 1:
-            raise ValueError(f"Softmax must be the last module; modules[{i}] of {len(modules)} is one")
-        if not isinstance(module, Linear):
-            continue
-        if any(module is other for other in modules[:i]):
-            raise ValueError(f"modules[{i}], {module!r}, is there twice; layers share no parameters: make another one")
-        if before is not None and before[1].out_features != module.in_features:
-            raise ValueError(
-                f"modules[{i}], {module!r}, takes {module.in_features} features; "
-                f"modules[{before[0]}], {before[1]!r}, gives {before[1].out_features}"
-            )
-        before = i, module
-    if before is None:
-        raise ValueError("modules must hold at least one Linear; got " + (", ".join(map(repr, modules)) or "none"))
-    return modules
-
-
-def _plan(modules: tuple[Module, ...], dtype: np.dtype) -> Plan:
-    """The modules cut into stages. What does nothing (`Identity`, a `Dropout` of 0) is left out."""
-    layers: list[tuple[int, Linear, list[Op]]] = []
-    input_ops: list[Op] = []
-    ops = input_ops
-    dropouts = 0
-    for i, module in enumerate(modules):
-        if isinstance(module, Linear):
-            ops = []
-            layers.append((i, module, ops))
-        elif isinstance(module, Dropout):
-            if callable(module.p):
-                ops.append(Op("dropout", 0.0, dropouts, module.p))
-            elif module.p > 0:
-                ops.append(Op("dropout", module.p, dropouts))
-            dropouts += 1
-        elif isinstance(module, Activation) and not isinstance(module, Identity):
-            ops.append(module.op)
-    stages: list[Stage] = []
-    offset = 0
-    for i, linear, ops in layers:
-        stages.append(Stage(linear.in_features, linear.out_features, linear.bias, offset, tuple(ops), str(i)))
-        offset = aligned(offset + stages[-1].size)
-    return Plan(dtype, tuple(input_ops), tuple(stages))
-
-
-def _gains(modules: tuple[Module, ...]) -> list[float]:
-    """For each module, the gain of the activation that follows it before the next `Linear`; 1 if none does."""
-    gains = []
-    gain = 1.0
-    for module in reversed(modules):
-        gains.append(gain)
-        if isinstance(module, Linear):
-            gain = 1.0
-        elif isinstance(module, Activation):
-            gain = module.gain
-    return gains[::-1]
 
 
 def _aligned_zeros(n: int, dtype: np.dtype) -> np.ndarray:

@@ -1,17 +1,23 @@
 """Declarations become a plan: a flat list of work over one flat parameter vector.
 
-A `Sequential` is read once, from its first module to its last, and cut into stages. A stage is one `Linear` with
-the elementwise operations that follow it (activation, dropout), which is what an executor does to a block of rows in
-one go. Operations that stand before the first `Linear` act on the input. A `Softmax` at the very end belongs to
+A `Sequential` is read once, from its first module to its last, and cut into stages. A stage is one layer (`Linear`,
+`BatchNorm1d`, `LayerNorm`, `PReLU`) with the elementwise operations that follow it (activation, dropout), which is what
+an executor does to a block of rows in one go. Operations that stand before the first layer act on the input. A
+`Residual` becomes the stages of its modules, the last of which has a `skip`. A `Softmax` at the very end belongs to
 prediction, not to training, and is no part of a plan.
 
-All parameters live in one flat vector. A stage owns the matrix ``[n_in + bias, n_out]`` that starts at
-``stage.offset``: the weight's rows, then the bias as one more row, so that a layer with bias is a product with one
-more input that is always 1. Matrices start at multiples of `ALIGNMENT` elements; the gaps between them hold zeros.
+All parameters live in one flat vector. A stage owns the matrix ``[rows, columns]`` that starts at ``stage.offset``, its
+parameters one below the other: of a `Linear` the weight's rows, then the bias as one more row, so that a layer with
+bias is a product with one more input that is always 1; of a normalisation the row of its weight and the row of its
+bias. Matrices start at multiples of `ALIGNMENT` elements; the gaps between them hold zeros.
+
+What training changes but no gradient does, such as the running statistics of `BatchNorm1d`, are buffers: they live in
+a second flat vector of their own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,26 +54,57 @@ class Op:
         return per_step("p", self.value if self.schedule is None else self.schedule, "[0, 1)", t, n)
 
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes, in the order in which they lie in a flat vector
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One `Linear` and the operations that follow it."""
+    """One layer and the operations that follow it: ``f(x)``, plus what a `skip` adds, then `ops`.
+
+    `kind` says what f is:
+
+    - ``"linear"``: ``x W + b``
+    - ``"batch_norm"``: ``(x - mean) / sqrt(variance + eps) * weight + bias``, statistics of each feature over the rows
+    - ``"layer_norm"``: the same, statistics of each row over its features
+    - ``"prelu"``: x where x > 0, else ``weight * x``
+    - ``"identity"``: x; there where operations or a `skip` need a stage that no layer gives them
+    """
 
     n_in: int
     n_out: int
-    bias: bool
-    offset: int  # of the matrix [n_in + bias, n_out] in the flat vector, in elements
+    offset: int  # of its parameters in the flat vector, in elements
     ops: tuple[Op, ...]
     name: str  # the parameters are called name + ".weight" and name + ".bias"
+    kind: str = "linear"
+    shapes: Shapes = ()  # of its parameters
+    skip: int | None = None  # the stage whose input is added to f(x): this one, or one before it
+    eps: float = 0.0  # of a normalisation
+    momentum: float | None = None  # of running statistics; None: the mean over all mini-batches
+    buffer_offset: int = 0  # in the flat vector of buffers, in elements
+    buffer_shapes: Shapes = ()
+
+    @property
+    def bias(self) -> bool:
+        return any(name == "bias" for name, _ in self.shapes)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the stage's matrix; 0 if it has no parameters."""
+        return self.shapes[0][1][-1] if self.shapes else 0
 
     @property
     def rows(self) -> int:
-        """Rows of the stage's matrix: its inputs, and one for the bias."""
-        return self.n_in + self.bias
+        """Rows of the stage's matrix: of a `Linear` its inputs, and one for the bias."""
+        return self.size // self.columns if self.shapes else 0
 
     @property
     def size(self) -> int:
         """Parameters of the stage."""
-        return self.rows * self.n_out
+        return sum(math.prod(shape) for _, shape in self.shapes)
+
+    @property
+    def buffer_size(self) -> int:
+        return sum(math.prod(shape) for _, shape in self.buffer_shapes)
 
 
 @dataclass(frozen=True)
@@ -92,14 +129,24 @@ class Plan:
         last = self.stages[-1]
         return aligned(last.offset + last.size)
 
+    @property
+    def buffer_size(self) -> int:
+        """Elements of the flat vector of buffers."""
+        return sum(aligned(stage.buffer_size) for stage in self.stages)
+
+    @property
+    def batch_norms(self) -> tuple[int, ...]:
+        """The stages that need statistics of all rows of a mini-batch."""
+        return tuple(i for i, stage in enumerate(self.stages) if stage.kind == "batch_norm")
+
     def flops(self, rows: int) -> int:
         """Floating-point operations of one training step of `rows` examples, products alone.
 
         Forward and weight gradient take 2 each for every example and weight, the data gradient as many again for
         every stage but the first.
         """
-        first, *others = (stage.n_in * stage.n_out for stage in self.stages)
-        return rows * (4 * first + 6 * sum(others))
+        products = ((4 if i == 0 else 6) * s.n_in * s.n_out for i, s in enumerate(self.stages) if s.kind == "linear")
+        return rows * sum(products)
 
 
 def aligned(elements: int) -> int:
@@ -108,11 +155,28 @@ def aligned(elements: int) -> int:
 
 
 def views(flat: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
-    """The parameters by name, as views ``[n_in, n_out]`` and ``[n_out]`` into a flat vector, in the plan's order."""
-    found = {}
+    """The parameters by name, as views into a flat vector, in the plan's order.
+
+    A `Linear` has ``[n_in, n_out]`` and ``[n_out]``, a normalisation ``[n]`` twice, a `PReLU` ``[1]`` or ``[n]``.
+    """
+    found: dict[str, np.ndarray] = {}
     for stage in plan.stages:
-        end = stage.offset + stage.n_in * stage.n_out
-        found[stage.name + ".weight"] = flat[stage.offset : end].reshape(stage.n_in, stage.n_out)
-        if stage.bias:
-            found[stage.name + ".bias"] = flat[end : end + stage.n_out]
+        found |= _views(flat, stage.name, stage.offset, stage.shapes)
+    return found
+
+
+def buffer_views(flat: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
+    """The buffers by name, as views into their flat vector, in the plan's order."""
+    found: dict[str, np.ndarray] = {}
+    for stage in plan.stages:
+        found |= _views(flat, stage.name, stage.buffer_offset, stage.buffer_shapes)
+    return found
+
+
+def _views(flat: np.ndarray, name: str, offset: int, shapes: Shapes) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for what, shape in shapes:
+        end = offset + math.prod(shape)
+        found[f"{name}.{what}"] = flat[offset:end].reshape(shape)
+        offset = end
     return found

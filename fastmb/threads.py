@@ -16,18 +16,20 @@ from ._errors import unknown_name
 
 #: Operations of a training step that make a further thread worth its two barriers.
 FLOPS_PER_THREAD = 60_000.0
+#: Operations of a single call that make a further thread worth waking.
+CALL_FLOPS_PER_THREAD = 400_000.0
 
 Folder = str | os.PathLike[str]
 
 _looked: tuple[float, int] = (-math.inf, 1)  # when the machine was last looked at, and what it allows
 
 
-def resolve(asked: int | None, flops: float) -> int:
-    """The threads for steps of `flops` operations."""
+def resolve(asked: int | None, flops: float, flops_per_thread: float = FLOPS_PER_THREAD) -> int:
+    """The threads for steps, or a call, of `flops` operations."""
     allowed = limit()
     if asked is not None:
         return min(asked, allowed)
-    return max(1, min(allowed, int(flops / FLOPS_PER_THREAD)))
+    return max(1, min(allowed, int(flops / flops_per_thread)))
 
 
 def limit() -> int:

@@ -23,7 +23,8 @@ from ._checks import seed as check_seed
 from ._errors import unknown_metric, unknown_name
 from ._fitting import Epoch, Fitting
 from ._metrics import BY_TASK
-from ._per_example import Pending, PerExample
+from ._per_example import Pending, PerExample, check_rows_apart
+from ._planning import leaves
 from .data import Batches, check_weights, check_X, check_y
 from .executors import Executor, Rules, Training, default_name
 from .history import History
@@ -173,6 +174,12 @@ class Trainer(PerExample, Averaged):
             raise ValueError(
                 "noise_multiplier and class weights exclude each other: the mean must not tell the classes"
             )
+        if self.clip_per_example is not None:
+            check_rows_apart(net, "clip_per_example")
+        if self.gradient_stats:
+            check_rows_apart(net, "gradient_stats")
+        if sampling == "poisson":
+            check_rows_apart(net, "sampling='poisson'")
         if average is not None:
             from .averaging import Average
 
@@ -205,7 +212,7 @@ class Trainer(PerExample, Averaged):
         own = self.optimizer.n_states
         average = self.state[own] if self.average is not None and self.average.each_update else None
         training = Training(loss, self.optimizer, self.state[:own], self.batch_size, self.seed, self.rules, average)
-        return executors.build(self.executor, self.net.plan, self.net.flat, training, self.n_threads)
+        return executors.build(self.executor, self.net, training, self.n_threads)
 
     @property
     def rows_of_update(self) -> int:
@@ -317,11 +324,13 @@ class Trainer(PerExample, Averaged):
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
+            self._check_rows(len(batches.X), self.rules.part_rows or len(batches.X) or 1)
             self._check_own_weights()
-            t = self.t
+            t, buffers = self.t, self.net.flat_buffers.copy()
             sums = np.zeros((1, 2))
             _, coefficients = self._coefficients(1)
             if not self._executor.run(batches, 0, t, coefficients, sums, _FOREVER):
+                self.net.flat_buffers[:] = buffers  # earlier parts of the mini-batch moved them
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
             self.t = t + 1
             return _mean(*sums[0].tolist())
@@ -329,6 +338,17 @@ class Trainer(PerExample, Averaged):
     def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches:
         X, y, weight = self._checked(X, y, sample_weight, check_finite=False)
         return Batches(X, y, weight, None, len(X), self.input_scale)
+
+    def _check_rows(self, rows: int, batch_size: int, drop_last: bool = False) -> None:
+        """Raise a `ValueError` if mini-batches (or their parts) have too few rows for batch normalisation."""
+        last = 0 if drop_last else rows % batch_size
+        if self.net.plan.batch_norms and 1 in (last, min(batch_size, rows)):
+            which = f"the last mini-batch of {batch_size} would have 1 (drop_last=True leaves it out)"
+            which = which if batch_size > 1 and rows > 1 else "a mini-batch would have 1"
+            raise ValueError(
+                "BatchNorm1d needs more than 1 row in a mini-batch, more than 1 value per channel, in training; "
+                f"X has {rows} row{'s' * (rows > 1)}, and {which}"
+            )
 
     def _checked(
         self, X: Any, y: Any, sample_weight: Any, check_finite: bool, suffix: str = ""
@@ -465,6 +485,7 @@ class Trainer(PerExample, Averaged):
             batches = Batches(X, y, weight, None, self.rows_of_update, self.input_scale)
             n, size = len(batches.X), batches.batch_size
             steps = n // size if self.drop_last else batches.n_batches
+            self._check_rows(n, self.batch_size, self.drop_last and n >= size)
             if not steps:
                 raise ValueError(f"X has {n} rows; drop_last leaves no mini-batch of {size}")
             if self.sampling == "poisson" and n < size:
@@ -492,8 +513,8 @@ class Trainer(PerExample, Averaged):
     def _check_length(self, steps: int) -> None:
         """Raise a `ValueError` if a schedule ends before `steps` updates are made."""
         self.optimizer.check_length(steps)
-        for i, module in enumerate(self.net.modules):
-            check_end(f"p of modules[{i}]", getattr(module, "p", None), steps)
+        for name, module in leaves(self.net.modules):
+            check_end(f"p of modules[{name}]", getattr(module, "p", None), steps)
 
     def _goals(self, stop_at: Mapping[str, float] | None, metrics: list[str]) -> dict[str, float]:
         stop_at = {} if stop_at is None else stop_at

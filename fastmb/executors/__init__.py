@@ -23,6 +23,7 @@ from .._errors import missing_extra, unknown_name
 if TYPE_CHECKING:
     from ..data import Batches
     from ..losses import Loss
+    from ..nn import Sequential
     from ..optim import Optimizer
     from ..plan import Plan
 
@@ -71,8 +72,20 @@ class Training:
 class Executor(Protocol):
     """What an executor does."""
 
-    def __init__(self, plan: Plan, params: np.ndarray, training: Training | None, n_threads: int | None) -> None:
-        """`params` is the flat vector, (plan.size,) of the plan's dtype, read and written in place."""
+    def __init__(
+        self,
+        plan: Plan,
+        params: np.ndarray,
+        training: Training | None,
+        n_threads: int | None,
+        *,
+        buffers: np.ndarray | None = None,
+    ) -> None:
+        """`params` is the flat vector, (plan.size,) of the plan's dtype, read and written in place.
+
+        `buffers`, (plan.buffer_size,), likewise: `run` and `accumulate` move running statistics, `gradients` and
+        `per_example` do not. A plan without buffers needs none. Without a `Training` rows are taken as in inference.
+        """
 
     def run(
         self,
@@ -188,13 +201,13 @@ def default_name() -> str:
     return next(name for name in NAMES if available(name))
 
 
-def build(name: str, plan: Plan, params: np.ndarray, training: Training, n_threads: int | None) -> Executor:
-    """The executor called `name`, made ready for a training."""
+def build(name: str, net: Sequential, training: Training, n_threads: int | None) -> Executor:
+    """The executor called `name`, made ready for a training of `net`."""
     if not training.optimizer.fused:
         from .stepwise import StepwiseExecutor
 
-        return StepwiseExecutor(name, plan, params, training, n_threads)
-    return load(name)(plan, params, training, n_threads)
+        return StepwiseExecutor(name, net, training, n_threads)
+    return load(name)(net.plan, net.flat, training, n_threads, buffers=net.flat_buffers)
 
 
 def default() -> type[Executor]:

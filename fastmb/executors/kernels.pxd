@@ -45,6 +45,14 @@ cdef extern from "fastmb.h" nogil:
         const char *data
         int64_t row_stride, col_stride, columns
         int type
+    ctypedef struct fmb_norm:
+        const void *mean
+        const void *rstd
+        const void *weight
+        const void *bias
+        int by_feature
+    ctypedef struct fmb_rows:
+        int64_t x_block, dz_block, stats_block, block_rows, rows
     ctypedef struct fmb_kernels:
         int rb, lanes, mr
         void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b,
@@ -64,6 +72,22 @@ cdef extern from "fastmb.h" nogil:
                          int64_t panel_stride) noexcept nogil
         int64_t (*nonfinite)(const fmb_source *source, int64_t first, int64_t last) noexcept nogil
         void (*scatter)(const void *block, int64_t n, int rows, void *out, int64_t out_stride) noexcept nogil
+        void (*normalize)(const fmb_norm *norm, int64_t low, int64_t high, const void *x, void *out) noexcept nogil
+        void (*normalize_backward)(const fmb_norm *norm, const void *across, const void *along, int64_t low,
+                                   int64_t high, const void *x, const void *dz, void *dx) noexcept nogil
+        void (*row_moments)(int64_t n, double eps, const void *x, void *mean, void *rstd) noexcept nogil
+        void (*row_means)(const fmb_norm *norm, int64_t n, const void *x, const void *dz, void *across,
+                          void *along) noexcept nogil
+        void (*column_moments)(const fmb_rows *rows, double eps, int64_t low, int64_t high, const void *x, void *mean,
+                               void *variance, void *rstd) noexcept nogil
+        void (*column_sums)(const fmb_rows *rows, const fmb_norm *norm, int64_t low, int64_t high, const void *x,
+                            const void *dz, void *dweight, void *dbias) noexcept nogil
+        void (*row_terms)(const fmb_norm *norm, int64_t n, const void *x, const void *dz, void *out) noexcept nogil
+        void (*prelu)(const void *weight, int step, int64_t low, int64_t high, const void *x, void *out) noexcept nogil
+        void (*prelu_backward)(const void *weight, int step, int64_t low, int64_t high, const void *x, const void *dz,
+                               void *dx) noexcept nogil
+        void (*add)(int64_t n, const void *x, void *out) noexcept nogil
+        void (*multiply)(int64_t n, const void *da, const void *d, int relu, void *dz) noexcept nogil
         void (*row_squares)(const void *block, int64_t n, void *out) noexcept nogil
         double (*squares)(const void *g, int64_t n) noexcept nogil
         double (*tile_squares)(const void *g, int64_t rows, int64_t n, int64_t stride) noexcept nogil

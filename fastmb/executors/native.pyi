@@ -29,6 +29,8 @@ class NativeExecutor:
         training: Training | None = None,
         n_threads: int | None = None,
         isa: str | None = None,
+        *,
+        buffers: np.ndarray | None = None,
     ) -> None: ...
     def run(
         self,

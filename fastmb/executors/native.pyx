@@ -13,7 +13,8 @@ Buffers live in one arena: the input of every stage, [block][feature][rb] with o
 bias; the output gradient of every stage as panels [panel][row][rb features]; and each thread's scratch.
 
 This file is the executor as Python sees it. What the loops work on is in native_engine.pxi, the sweeps themselves in
-native_sweeps.pxi, the module's other functions in native_functions.pxi.
+native_sweeps.pxi, layers that are no product in native_layers.pxi, the module's other functions in
+native_functions.pxi.
 """
 
 import os
@@ -26,7 +27,7 @@ from cython.parallel cimport parallel, prange
 from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from .kernels cimport *
 
@@ -40,6 +41,7 @@ cnp.import_array()
 ISAS = ("v2", "v3", "v4", "neon")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "mish", "softplus", "tanh",
                "sigmoid")
+KINDS = ("linear", "batch_norm", "layer_norm", "prelu", "identity")
 LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear", "custom")
 UPDATES = ("gradient", "accumulate", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
            "rmsprop_centered", "rmsprop_centered_momentum", "adagrad", "nadam", "radam", "adamax", "adadelta", "lion")
@@ -89,6 +91,7 @@ def max_threads():
 
 
 include "native_engine.pxi"
+include "native_layers.pxi"
 include "native_sweeps.pxi"
 
 
@@ -96,13 +99,14 @@ cdef class NativeExecutor:
     """Runs a plan in compiled code on all cores; see `fastmb.executors.Executor` for its methods."""
 
     cdef readonly object plan, training, isa, n_threads_asked
-    cdef object params, weight, lock, gradient
+    cdef object params, buffers, weight, lock, gradient
     cdef list varying           # (place in `ops`, the plan's operation) of dropouts whose p is a schedule
     cdef list rates
     cdef list callbacks         # of users' own functions: here, so that they live as long as their addresses
     cdef Rules rules
     cdef Engine e
     cdef Op *ops
+    cdef char *running_rstd     # of all batch normalisations
     cdef char *arena            # all buffers
     cdef readonly int64_t arena_bytes
     cdef int64_t capacity       # rows of a mini-batch that it has room for
@@ -115,11 +119,13 @@ cdef class NativeExecutor:
     def __cinit__(self):
         memset(&self.e, 0, sizeof(Engine))
         self.ops = NULL
+        self.running_rstd = NULL
         self.arena = NULL
 
-    def __init__(self, plan, params, training=None, n_threads=None, isa=None):
+    def __init__(self, plan, params, training=None, n_threads=None, isa=None, *, buffers=None):
         self.plan = plan
         self.params = params
+        self.buffers = np.zeros(plan.buffer_size, plan.dtype) if buffers is None else buffers
         self.lock = threading.Lock()
         self.callbacks = []
         self.training = training
@@ -164,7 +170,9 @@ cdef class NativeExecutor:
 
     def __dealloc__(self):
         free(self.e.stages)
+        free(self.e.cuts)
         free(self.ops)
+        free(self.running_rstd)
         free(self.arena)
         free(self.e.workers)
 
@@ -174,10 +182,16 @@ cdef class NativeExecutor:
         cdef int i, j = 0
         cdef Stage *s
         self.e.n_stages = len(plan.stages)
+        self.e.n_cuts = len(plan.batch_norms)
         self.e.stages = <Stage *> calloc(self.e.n_stages, sizeof(Stage))
+        self.e.cuts = <int *> calloc(self.e.n_cuts + 1, sizeof(int))
         self.ops = <Op *> calloc(n_ops + 1, sizeof(Op))
-        if self.e.stages == NULL or self.ops == NULL:
+        self.running_rstd = <char *> calloc(plan.buffer_size + 1, self.e.size)
+        if self.e.stages == NULL or self.e.cuts == NULL or self.ops == NULL or self.running_rstd == NULL:
             raise MemoryError
+        for i, j in enumerate(plan.batch_norms):
+            self.e.cuts[i] = j
+        j = 0
         self.e.input_ops = self.ops
         self.e.n_input_ops = len(plan.input_ops)
         for op in plan.input_ops:
@@ -186,9 +200,18 @@ cdef class NativeExecutor:
         self.e.total_tiles = self.e.total_chunks = 0
         for i, stage in enumerate(plan.stages):
             s = &self.e.stages[i]
+            s.kind = <Kind> <int> KINDS.index(stage.kind)
             s.n_in = stage.n_in
             s.n_out = stage.n_out
             s.rows = stage.rows
+            s.columns = stage.columns
+            s.eps = stage.eps
+            s.momentum = -1 if stage.momentum is None else stage.momentum
+            s.skip = -1 if stage.skip is None else stage.skip
+            if s.skip >= 0:
+                self.e.stages[s.skip].skipped = 1
+            s.buffers = <char *> cnp.PyArray_DATA(self.buffers) + <int64_t> stage.buffer_offset * self.e.size
+            s.running_rstd = self.running_rstd + <int64_t> stage.buffer_offset * self.e.size
             s.offset = stage.offset
             s.w = <char *> cnp.PyArray_DATA(self.params) + s.offset * self.e.size
             s.ops = self.ops + j
@@ -198,20 +221,23 @@ cdef class NativeExecutor:
             for op in stage.ops:
                 j = self._read_op(j, op)
             s.x_block = (s.n_in + 1) * self.e.rb
-            s.panels = (s.n_out + self.e.rb - 1) // self.e.rb
+            s.panels = (s.columns + self.e.rb - 1) // self.e.rb
             s.row_tiles = (s.rows + self.e.k.mr - 1) // self.e.k.mr
             s.tiles = s.row_tiles * s.panels
             s.first_tile = self.e.total_tiles
             self.e.total_tiles += s.tiles
-            s.chunks = (s.rows * s.n_out + CHUNK - 1) // CHUNK
+            s.chunks = (s.rows * s.columns + CHUNK - 1) // CHUNK
             s.first_chunk = self.e.total_chunks
             self.e.total_chunks += s.chunks
             self.e.widest = max(self.e.widest, s.n_out)
+        for i in range(self.e.n_stages - 1, 0, -1):
+            s = &self.e.stages[i]
+            self.e.stages[i - 1].side = 1 - s.side if s.kind == LINEAR else s.side
 
     def _read_groups(self, plan, training):
         """Which row of coefficients the weight and the bias of each stage take."""
         cdef Stage *s
-        names = [stage.name + what for stage in plan.stages for what in (".weight", ".bias")[:1 + stage.bias]]
+        names = [f"{stage.name}.{what}" for stage in plan.stages for what, _ in stage.shapes]
         group = training.optimizer.parameter_groups(names) if training is not None else {}
         self.e.groups = 1 if training is None else training.optimizer.n_groups
         for i, stage in enumerate(plan.stages):
@@ -220,7 +246,7 @@ cdef class NativeExecutor:
             s.cut = s.rows
             if stage.bias and group.get(stage.name + ".bias", 0) != s.group:
                 s.last_group = group.get(stage.name + ".bias", 0)
-                s.cut = s.n_in
+                s.cut = s.rows - 1
 
     cdef int _read_op(self, int j, object op) except -1:
         self.ops[j].value = op.value
@@ -256,7 +282,7 @@ cdef class NativeExecutor:
         threads = max(threads, self.arena_threads)
         free(self.e.workers)
         self.e.workers = NULL
-        self.e.workers = <Worker *> calloc(threads, sizeof(Worker) + self.e.n_stages * sizeof(void *))
+        self.e.workers = <Worker *> calloc(threads, sizeof(Worker) + 3 * self.e.n_stages * sizeof(void *))
         need = _assign(&self.e, NULL, rows, threads)
         if self.e.workers == NULL or posix_memalign(&arena, 64, need) != 0:
             self.capacity = self.arena_threads = 0
@@ -429,7 +455,8 @@ cdef class NativeExecutor:
         cdef double total = 0
         cdef int i
         for i in range(self.e.n_stages):
-            total += (4.0 if i == 0 else 6.0) * self.e.stages[i].n_in * self.e.stages[i].n_out
+            if self.e.stages[i].kind == LINEAR:
+                total += (4.0 if i == 0 else 6.0) * self.e.stages[i].n_in * self.e.stages[i].n_out
         return total
 
     def run(self, batches, int64_t first, uint64_t t, const double[:, ::1] coefficients, double[:, ::1] sums,
@@ -437,7 +464,7 @@ cdef class NativeExecutor:
         cdef Run run
         self._begin(&run, batches, coefficients.shape[0], t, sums)
         run.first = first
-        run.sweep = 1
+        run.sweep = run.running = 1
         self._optimize(&run, coefficients)
         if self.training.rules.stored:
             self._store(&run)
@@ -464,7 +491,7 @@ cdef class NativeExecutor:
         cdef Run run
         self._begin(&run, batches, 1, t, sums)
         run.rules.part_rows = 0
-        run.sweep = 1
+        run.sweep = run.running = 1
         run.row = row
         run.stored = 1
         run.gradient = <char *> cnp.PyArray_DATA(out)
@@ -548,6 +575,7 @@ cdef class NativeExecutor:
         cdef int64_t counter = 0
         with self.lock:
             self._reserve(0, threads)
+            _infer_statistics(&self.e)
             with nogil:
                 if threads == 1:
                     _infer_work(&self.e, batch, result, losses, weights, &counter, 0, 1)

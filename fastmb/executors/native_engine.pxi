@@ -18,18 +18,29 @@ cdef enum Derivative:
     FACTOR    # written by the forward pass, multiplied by the backward pass
     SIGN      # ReLU alone: the sign of the output
 
+cdef enum Kind:         # of a stage, in the order of KINDS
+    LINEAR, BATCH_NORM, LAYER_NORM, PRELU, IDENTITY
+
 cdef struct Stage:
-    int64_t n_in, n_out, rows
-    char *w             # [rows][n_out] in the flat vector
+    Kind kind
+    int64_t n_in, n_out, rows, columns
+    char *w             # [rows][columns] in the flat vector
     int64_t offset      # of w in the flat vector, in elements
     Op *ops
     int n_ops
     Derivative derivative
     char *x             # its input: [block][n_in + 1][rb]
     int64_t x_block     # elements of a block of x
-    char *dz            # its output gradient: [panel][row][rb]
+    char *dz            # its output gradient: [panel][row][rb]; if not LINEAR [block][n_out][rb]
     int64_t panels, panel_stride
     int64_t row_tiles, tiles, first_tile
+    int side            # of the gradients that go back, the one in which its output's is
+    int skip            # the stage whose input is added to what this one gives, or -1
+    int skipped         # whether a later stage, or this one, adds this one's input
+    double eps, momentum    # momentum -1: the mean over all mini-batches
+    char *stats         # native_layers.pxi
+    char *buffers       # BATCH_NORM: running mean [n], variance [n], mini-batches [1]
+    char *running_rstd  # 1 / sqrt(running variance + eps)
     int group, last_group   # rows of coefficients: of matrix rows before `cut`, and of those from there on
     int64_t cut
     int64_t chunks, first_chunk     # of the matrix, where a gradient that is stored is applied
@@ -37,15 +48,20 @@ cdef struct Stage:
 cdef struct Worker:
     int64_t next_block, last_block, next_tile, last_tile
     char *da[2]         # gradients of a group's activations, or the activations in inference
-    char **d            # per stage: derivatives of a group, [block][n_out][rb]
+    char *grad[2]       # the same gradients; with batch normalisation those of all blocks, for all threads
+    char **d            # per stage: derivatives of a group (or of all blocks), [block][n_out][rb]
+    char **held         # per stage with a skip: its output gradient, as large
+    char **kept         # per stage with a skip: a group's values that are to be added, in inference
+    char *stats         # of the rows of a block: mean, rstd, across, along
     char *tile
     char *coef          # the step's coefficients, [group][8]
     char *s
     int32_t *labels
     char *target
     char *loss
-    char *squares       # of a group's rows: the squared norms of their own gradients, and what they are made of
-    char *d_input       # derivatives of the operations on the input
+    char *squares       # of a group's rows (or of all): the squared norms of their own gradients
+    char *d_input       # as many: derivatives of the operations on the input
+    char *factors       # of a block's rows: what squares are made of, and what rows are multiplied by
     uint32_t *bits      # random bits of a chunk
     fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
     int64_t expected_lines
@@ -83,6 +99,7 @@ cdef struct Run:            # what one call works on
     int applied             # not at all: the caller does that
     char *gradient
     int64_t row             # rows that the mini-batch had before this call
+    int running             # move the running statistics
     double *stats           # five a mini-batch, see Executor.run, or NULL
     float *norms            # each row's norm, by its place in the set, or NULL
     char *norms_out         # the same in the plan's dtype, by its place in the call, or NULL
@@ -121,6 +138,8 @@ cdef struct Engine:         # a plan made ready to run
     int size, rb            # bytes of an element; rows of a block
     int n_stages
     Stage *stages
+    int n_cuts
+    int *cuts               # the stages that need statistics of all rows: there the row sweep is cut into phases
     Op *input_ops
     int n_input_ops
     int group               # blocks that go through a stage together
@@ -206,7 +225,15 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
                     _put(ones, r, 1.0, e.size)
         s.dz = base + at
         s.panel_stride = panel_rows * e.rb
-        at += _line(s.panels * s.panel_stride * e.size)
+        if s.kind == LINEAR:
+            at += _line(s.panels * s.panel_stride * e.size)
+        elif s.kind != IDENTITY:
+            at += _line(blocks * s.n_out * e.rb * e.size)
+        s.stats = base + at
+        if s.kind == BATCH_NORM and rows > 0:
+            at += _line(N_STATISTICS * s.n_in * e.size)
+        elif s.kind == LAYER_NORM:
+            at += _line(blocks * 2 * e.rb * e.size)
     e.row_loss = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
     e.row_squares = <double *> (base + at)
@@ -218,15 +245,27 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     block = _line(e.rb * e.size)
     for w in range(threads):
         worker = &e.workers[w]
-        worker.d = (<char **> &e.workers[threads]) + w * e.n_stages
+        worker.d = (<char **> &e.workers[threads]) + 3 * w * e.n_stages
+        worker.held, worker.kept = worker.d + e.n_stages, worker.d + 2 * e.n_stages
         for i in range(2):
-            worker.da[i] = base + at
+            worker.da[i] = worker.grad[i] = base + at
             at += _line(e.group * (e.widest + 1) * e.rb * e.size)
         for i in range(e.n_stages):
-            worker.d[i] = NULL
-            if rows > 0 and e.stages[i].derivative == FACTOR:
-                worker.d[i] = base + at
+            if e.stages[i].skip >= 0:
+                worker.kept[i] = base + at
                 at += _line(e.group * e.stages[i].n_out * e.rb * e.size)
+        if rows > 0 and e.n_cuts == 0:
+            at = _assign_gradients(e, worker, base, at, e.group)
+        elif rows > 0 and w == 0:
+            for i in range(2):
+                worker.grad[i] = base + at
+                at += _line(blocks * (e.widest + 1) * e.rb * e.size)
+            at = _assign_gradients(e, worker, base, at, blocks)
+        elif rows > 0:
+            worker.grad, worker.d, worker.held = e.workers[0].grad, e.workers[0].d, e.workers[0].held
+            worker.squares, worker.d_input = e.workers[0].squares, e.workers[0].d_input
+        worker.stats = base + at
+        at += 4 * block
         worker.tile = base + at
         at += _line((e.k.mr + 2) * e.rb * e.size)
         worker.coef = base + at
@@ -239,13 +278,31 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         at += _line(e.rb * sizeof(int32_t))
         worker.target = base + at
         at += _line(_plan_outputs(e) * e.rb * e.size)
-        worker.squares = base + at
-        at += (e.group + 2) * block
-        worker.d_input = base + at
-        if e.n_input_ops > 0:
-            at += _line(e.group * e.stages[0].n_in * e.rb * e.size)
+        worker.factors = base + at
+        at += 2 * block
         worker.bits = <uint32_t *> (base + at)
         at += _line(CHUNK * sizeof(uint32_t))
+    return at
+
+
+cdef int64_t _assign_gradients(Engine *e, Worker *worker, char *base, int64_t at, int64_t blocks) noexcept:
+    """Room for what so many blocks keep from their way forward and back, and that only a thread's own blocks need."""
+    cdef int i
+    cdef int64_t size
+    for i in range(e.n_stages):
+        size = _line(blocks * e.stages[i].n_out * e.rb * e.size)
+        worker.d[i] = worker.held[i] = NULL
+        if e.stages[i].derivative == FACTOR:
+            worker.d[i] = base + at
+            at += size
+        if e.stages[i].skip >= 0:
+            worker.held[i] = base + at
+            at += size
+    worker.squares = base + at
+    at += blocks * _line(e.rb * e.size)
+    worker.d_input = base + at
+    if e.n_input_ops > 0:
+        at += _line(blocks * e.stages[0].n_in * e.rb * e.size)
     return at
 
 

@@ -39,6 +39,22 @@ def first_nonfinite(cnp.ndarray a):
     return found if found < n else -1
 
 
+# ---- for fastmb.ops ----------------------------------------------------------------------------------------------
+
+cdef const fmb_kernels *kernels_for(int isa, int dtype) noexcept:
+    """The kernels of an instruction set, which the CPU must have, and dtype."""
+    return fmb_kernels_for(isa, dtype)
+
+
+cdef void enter_region() noexcept nogil:
+    """To be called before a parallel region, so that a fork meanwhile leaves its threads alone."""
+    fmb_take(&regions, 1)
+
+
+cdef void leave_region() noexcept nogil:
+    fmb_take(&regions, -1)
+
+
 # ---- fork --------------------------------------------------------------------------------------------------------
 
 def _before_fork():

@@ -171,6 +171,15 @@ cdef void _mean_squares(Engine *e, Run *run, Mini *mini) noexcept nogil:
 # ---- the row sweep -------------------------------------------------------------------------------------------------
 
 cdef void _row_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
+    """All blocks forward and back. Each batch normalisation cuts the way forward, and the way back, into phases."""
+    cdef int phase
+    for phase in range(2 * e.n_cuts + 1):
+        if phase > 0:
+            _meet(e, mini, phase, tid, threads)
+        _phase(e, run, mini, phase, tid, threads)
+
+
+cdef void _phase(Engine *e, Run *run, Mini *mini, int phase, int tid, int threads) noexcept nogil:
     """Blocks of rows: this thread's own, then what is left of the others'. Where there are fewer blocks than
     threads, all threads work on every block, each on a part of the features of every stage."""
     cdef int i
@@ -178,7 +187,7 @@ cdef void _row_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noex
     cdef Worker *owner
     if mini.blocks < threads:
         for block in range(mini.blocks):
-            _rows(e, run, mini, &e.workers[0], block, 1, tid, threads)
+            _rows(e, run, mini, &e.workers[0], block, 1, phase, tid, threads)
         return
     for i in range(threads):
         owner = &e.workers[(tid + i) % threads]
@@ -187,21 +196,71 @@ cdef void _row_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noex
             if block >= owner.last_block:
                 break
             _rows(e, run, mini, &e.workers[tid], block, min(<int64_t> e.group, owner.last_block - block),
-                  0, 1)
+                  phase, 0, 1)
 
 
-cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int part,
+cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int phase, int part,
                 int parts) noexcept nogil:
-    """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward. Does part `part` of `parts`, each a
-    range of features in whole panels, which meet where one needs what another has made."""
+    """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward, or of these what belongs to `phase`. Does
+    part `part` of `parts`, each a range of features in whole panels, which meet where one needs what another has made.
+    """
+    cdef int64_t b
+    cdef int back = 2 * e.n_cuts - phase    # phases left
+    if phase <= e.n_cuts:
+        _rows_forward(e, run, mini, home, first, blocks, e.cuts[phase - 1] if phase > 0 else 0,
+                      e.cuts[phase] if phase < e.n_cuts else e.n_stages, part, parts)
+    if phase == e.n_cuts:
+        if part == 0:
+            for b in range(blocks):
+                _loss(e, run, mini, home, first + b, _gradient(e, home, 0, first, b))
+        fmb_barrier_wait(&e.barrier, part, parts)
+    if phase >= e.n_cuts:
+        _rows_backward(e, run, mini, home, first, blocks, e.cuts[back] if phase > e.n_cuts else -1,
+                       e.cuts[back - 1] if back > 0 else -1, part, parts)
+    if run.want and part == 0 and back == 0:
+        _each_row(e, run, mini, home, first, blocks)
+
+
+cdef inline int64_t _slot(Engine *e, int64_t first, int64_t b) noexcept nogil:
+    """Where block `first` + b is in what is kept on the way: of a group of blocks, or of all, for all threads."""
+    return b + (first if e.n_cuts > 0 else 0)
+
+
+cdef inline char *_gradient(Engine *e, Worker *home, int side, int64_t first, int64_t b) noexcept nogil:
+    """Where the gradient of block `first` + b is, and before that the network's output."""
+    return home.grad[side] + _slot(e, first, b) * (e.widest + 1) * e.rb * e.size
+
+
+cdef inline char *_own(Engine *e, char **of_stages, int i, int64_t first, int64_t b, int64_t low) noexcept nogil:
+    """Where stage i keeps feature `low` of block `first` + b, in `d` or `held`."""
+    return of_stages[i] + (_slot(e, first, b) * e.stages[i].n_out + low) * e.rb * e.size
+
+
+cdef inline char *_d_input(Engine *e, Worker *home, int64_t first, int64_t b) noexcept nogil:
+    return home.d_input + _slot(e, first, b) * e.stages[0].n_in * e.rb * e.size
+
+
+cdef inline char *_squares(Engine *e, Worker *home, int64_t first, int64_t b) noexcept nogil:
+    return home.squares + _slot(e, first, b) * _line(e.rb * e.size)
+
+
+cdef inline int _input_side(Stage *s) noexcept nogil:
+    """In which of the gradients that go back that of a stage's input is."""
+    return 1 - s.side if s.kind == LINEAR else s.side
+
+
+cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int start,
+                        int end, int part, int parts) noexcept nogil:
+    """Stages `start` .. `end` - 1."""
     cdef int64_t b, row, block, low, high
-    cdef int i, rows, current = 0
+    cdef int i, rows
     cdef Stage *s
+    cdef Stage *source
     cdef char *out
     cdef char *d
     cdef Batch *batch = &run.batch
 
-    if part == 0:
+    if part == 0 and start == 0:
         for b in range(blocks):
             row = (first + b) * mini.block_rows
             rows = <int> min(mini.block_rows, mini.rows - row)
@@ -209,58 +268,81 @@ cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
             _gather(e, &batch.X, batch, mini.begin + row, rows, batch.scale, out)
             d = NULL
             if e.n_input_ops > 0 and run.want & INPUTS:
-                d = home.d_input + b * e.stages[0].n_in * e.rb * e.size
+                d = _d_input(e, home, first, b)
             _apply(e, e.input_ops, e.n_input_ops, out, d, 0, e.stages[0].n_in, run.t + mini.step,
                    run.row + mini.row + row, e.dropout)
     fmb_barrier_wait(&e.barrier, part, parts)
 
-    for i in range(e.n_stages):
+    for i in range(start, end):
         s = &e.stages[i]
         if i + 1 < e.n_stages:
             block = e.stages[i + 1].x_block
             out = e.stages[i + 1].x + first * block * e.size
         else:
             block = (e.widest + 1) * e.rb
-            out = home.da[0]
+            out = _gradient(e, home, 0, first, 0)
         _panels(&low, &high, s.n_out, e.rb, part, parts)
-        _forward(e, s, mini, first, blocks, s.x + first * s.x_block * e.size, s.x_block, out, block, low, high)
+        _layer(e, s, mini, first, blocks, s.x + first * s.x_block * e.size, s.x_block, out, block, low, high, NULL,
+               part, parts)
         for b in range(blocks):
-            d = NULL if s.derivative != FACTOR else home.d[i] + (b * s.n_out + low) * e.rb * e.size
+            if s.skip >= 0:
+                source = &e.stages[s.skip]
+                e.k.add((high - low) * e.rb, source.x + ((first + b) * source.x_block + low * e.rb) * e.size,
+                        out + (b * block + low * e.rb) * e.size)
+            d = NULL if s.derivative != FACTOR else _own(e, home.d, i, first, b, low)
             _apply(e, s.ops, s.n_ops, out + (b * block + low * e.rb) * e.size, d, low, high - low,
                    run.t + mini.step, run.row + mini.row + (first + b) * mini.block_rows, e.dropout)
         fmb_barrier_wait(&e.barrier, part, parts)
 
-    block = (e.widest + 1) * e.rb
-    if part == 0:
-        for b in range(blocks):
-            _loss(e, run, mini, home, first + b, home.da[0] + b * block * e.size)
-    fmb_barrier_wait(&e.barrier, part, parts)
 
-    for i in range(e.n_stages - 1, -1, -1):
+cdef void _rows_backward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int top,
+                         int bottom, int part, int parts) noexcept nogil:
+    """From the last stage to the first. Or, where phases meet in a stage, from the input gradient of stage `top` to
+    the output gradient of stage `bottom`; -1 where they don't."""
+    cdef int64_t b, low, high
+    cdef int i, j, rows
+    cdef Stage *s
+    cdef char *da
+    cdef char *d
+    for i in range(top if top >= 0 else e.n_stages - 1, max(bottom, 0) - 1, -1):
         s = &e.stages[i]
         _panels(&low, &high, s.n_out, e.rb, part, parts)
-        for b in range(blocks):
+        for b in range(blocks if i != top else 0):
             rows = <int> min(mini.block_rows, mini.rows - (first + b) * mini.block_rows)
+            da = _gradient(e, home, s.side, first, b) + low * e.rb * e.size
             d = NULL
             if s.derivative == FACTOR:
-                d = home.d[i] + (b * s.n_out + low) * e.rb * e.size
+                d = _own(e, home.d, i, first, b, low)
             elif s.derivative == SIGN:
                 d = e.stages[i + 1].x + ((first + b) * e.stages[i + 1].x_block + low * e.rb) * e.size
-            e.k.backward(home.da[current] + (b * block + low * e.rb) * e.size, d, s.derivative == SIGN,
-                         i > 0 or run.want != 0, high - low, rows,
-                         s.dz + (low // e.rb * s.panel_stride + (first + b) * e.rb * e.rb) * e.size,
-                         s.panel_stride)
+            if s.kind == LINEAR:
+                e.k.backward(da, d, s.derivative == SIGN, i > 0 or run.want != 0, high - low, rows,
+                             s.dz + (low // e.rb * s.panel_stride + (first + b) * e.rb * e.rb) * e.size,
+                             s.panel_stride)
+            else:
+                _layer_dz(e, s, first + b, da, d, low, high)
+            if s.skip > 0 or (s.skip == 0 and run.want & INPUTS):
+                if s.kind != LINEAR and s.kind != IDENTITY:
+                    da = s.dz + ((first + b) * s.n_out + low) * e.rb * e.size
+                memcpy(_own(e, home.held, i, first, b, low), da, (high - low) * e.rb * e.size)
         if i > 0 or run.want:
             fmb_barrier_wait(&e.barrier, part, parts)
-        if run.want and part == 0:
-            _row_squares(e, s, home, first, blocks, home.da[current], block, i + 1 == e.n_stages)
-        if i > 0 or run.want & INPUTS:
-            _panels(&low, &high, s.n_in, e.rb, part, parts)
-            _backward(e, s, mini, first, blocks, home.da[current], home.da[1 - current], block, low, high)
-            fmb_barrier_wait(&e.barrier, part, parts)
-            current = 1 - current
-    if run.want and part == 0:
-        _each_row(e, run, mini, home, first, blocks, home.da[current], block)
+        if run.want and part == 0 and i != top:
+            _row_squares(e, s, home, first, blocks, i + 1 == e.n_stages)
+        if i == bottom or (i == 0 and not run.want & INPUTS):
+            continue
+        _panels(&low, &high, s.n_in, e.rb, part, parts)
+        if s.kind == LINEAR:
+            _backward(e, s, mini, first, blocks, _gradient(e, home, s.side, first, 0),
+                      _gradient(e, home, 1 - s.side, first, 0), (e.widest + 1) * e.rb, low, high)
+        for b in range(blocks):
+            da = _gradient(e, home, _input_side(s), first, b)
+            if s.kind != LINEAR:
+                _layer_dx(e, s, home, first + b, da, low, high, part, parts)
+            for j in range(i, e.n_stages if s.skipped else 0):
+                if e.stages[j].skip == i:
+                    e.k.add((high - low) * e.rb, _own(e, home.held, j, first, b, low), da + low * e.rb * e.size)
+        fmb_barrier_wait(&e.barrier, part, parts)
 
 
 cdef void _gather(Engine *e, fmb_source *source, Batch *batch, int64_t position, int rows, double scale,
@@ -418,6 +500,8 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
     cdef Worker *owner
     _round_coefficients(e, run, me, mini.step)
     _expect(e, run, mini, me, tid, threads)
+    if run.running and tid == threads - 1:
+        _running_statistics(e, mini)
     for i in range(threads):
         owner = &e.workers[(tid + i) % threads]
         while True:
@@ -443,7 +527,8 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
 
 
 cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end) noexcept nogil:
-    """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], and the update of w."""
+    """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's gradient is, and
+    the update of w."""
     cdef int i = 0, j, rows, columns
     cdef int64_t panel, m, at
     cdef Into into
@@ -456,7 +541,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
         s = &e.stages[i]
         g.a_m, g.a_k, g.a_block, g.ahead = e.rb, 1, s.x_block, 0
         g.b_k, g.b_block = e.rb, e.rb * e.rb
-        g.c_m = s.n_out if s.panels == 1 else e.rb
+        g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
         while tile < end and tile < s.first_tile + s.tiles:
@@ -468,18 +553,20 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 panel = m // s.row_tiles
                 m = m % s.row_tiles * e.k.mr
             rows = <int> min(<int64_t> e.k.mr, s.rows - m)
-            columns = <int> min(<int64_t> e.rb, s.n_out - panel * e.rb)
-            at = (s.offset + m * s.n_out + panel * e.rb) * e.size
+            columns = <int> min(<int64_t> e.rb, s.columns - panel * e.rb)
+            at = (s.offset + m * s.columns + panel * e.rb) * e.size
             if run.far:
-                fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.n_out * e.size)
+                fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.columns * e.size)
                 for j in range(3):
                     if into.state[j] != NULL:
-                        fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.n_out * e.size)
+                        fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.columns * e.size)
             if into.weight != 0:
-                fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.n_out * e.size)
+                fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.columns * e.size)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
-            if mini.rows > 0:
+            if mini.rows > 0 and s.kind != LINEAR:
+                _layer_gradient(e, s, mini, panel * e.rb, columns, g.c_m, me.tile)
+            elif mini.rows > 0:
                 e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
                          s.dz + panel * s.panel_stride * e.size, me.tile)
             else:
@@ -489,7 +576,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 rows = 1
             if run.stats != NULL and not run.stored:
                 e.tile_squares[tile] = e.k.tile_squares(me.tile, rows, columns, e.rb)
-            _update(e, run, s, &into, m * s.n_out + panel * e.rb, rows, columns, me.tile, e.rb)
+            _update(e, run, s, &into, m * s.columns + panel * e.rb, rows, columns, me.tile, e.rb)
             tile += 1
         i += 1
 
@@ -526,13 +613,13 @@ cdef void _update(Engine *e, Run *run, Stage *s, Into *into, int64_t first, int6
     `s.cut` another group of parameters begins."""
     cdef int64_t head
     if rows == 1:
-        head = max(<int64_t> 0, min(columns, s.cut * s.n_out - first))
+        head = max(<int64_t> 0, min(columns, s.cut * s.columns - first))
         _update_group(e, run, s, into, s.group, first, 1, head, g, g_stride)
         _update_group(e, run, s, into, s.last_group, first + head, 1, columns - head, g + head * e.size, g_stride)
     else:
-        head = max(<int64_t> 0, min(rows, s.cut - first // s.n_out))
+        head = max(<int64_t> 0, min(rows, s.cut - first // s.columns))
         _update_group(e, run, s, into, s.group, first, head, columns, g, g_stride)
-        _update_group(e, run, s, into, s.last_group, first + head * s.n_out, rows - head, columns,
+        _update_group(e, run, s, into, s.last_group, first + head * s.columns, rows - head, columns,
                       g + head * g_stride * e.size, g_stride)
 
 
@@ -544,40 +631,42 @@ cdef void _update_group(Engine *e, Run *run, Stage *s, Into *into, int group, in
     e.k.update(into.kind, into.coef + 8 * group * e.size, run.params + at,
                into.state[0] + at if into.state[0] != NULL else NULL,
                into.state[1] + at if into.state[1] != NULL else NULL,
-               into.state[2] + at if into.state[2] != NULL else NULL, g, rows, columns, s.n_out, g_stride)
+               into.state[2] + at if into.state[2] != NULL else NULL, g, rows, columns, s.columns, g_stride)
     if into.weight != 0:
-        e.k.average(into.weight, run.params + at, run.average + at, rows, columns, s.n_out)
+        e.k.average(into.weight, run.params + at, run.average + at, rows, columns, s.columns)
 
 
 # ---- rows' own gradients -------------------------------------------------------------------------------------------
 
-cdef void _row_squares(Engine *e, Stage *s, Worker *home, int64_t first, int64_t blocks, char *dz, int64_t block,
-                       int start) noexcept nogil:
-    """Adds to the squared norms of the blocks' rows what a stage has: its weight's gradient by one row is the product
+cdef void _row_squares(Engine *e, Stage *s, Worker *home, int64_t first, int64_t blocks, int start) noexcept nogil:
+    """Adds to the squared norms of the blocks' rows what a stage has: a weight's gradient by one row is the product
     of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015)."""
     cdef int64_t b, r, width = _line(e.rb * e.size)
-    cdef char *x = home.squares + e.group * width
+    cdef char *x = home.factors
     cdef char *total
     for b in range(blocks):
-        total = home.squares + b * width
+        total = _squares(e, home, first, b)
+        if start:
+            memset(total, 0, width)
+        if s.kind != LINEAR:
+            _layer_squares(e, s, home, first + b, _gradient(e, home, 1 - s.side, first, b), total)
+            continue
         e.k.row_squares(s.x + (first + b) * s.x_block * e.size, s.rows, x)
-        e.k.row_squares(dz + b * block * e.size, s.n_out, x + width)
+        e.k.row_squares(_gradient(e, home, s.side, first, b), s.n_out, x + width)
         for r in range(e.rb):
             if e.size == 8:
-                (<double *> total)[r] = (0 if start else (<double *> total)[r]) + (<double *> x)[r] * \
-                    (<double *> (x + width))[r]
+                (<double *> total)[r] += (<double *> x)[r] * (<double *> (x + width))[r]
             else:
-                (<float *> total)[r] = (0 if start else (<float *> total)[r]) + (<float *> x)[r] * \
-                    (<float *> (x + width))[r]
+                (<float *> total)[r] += (<float *> x)[r] * (<float *> (x + width))[r]
 
 
-cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, char *dx,
-                    int64_t block) noexcept nogil:
+cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks) noexcept nogil:
     """What is wanted of the blocks' rows, now that their gradients are there: norms, shortening, themselves."""
-    cdef int64_t b, r, row, place, width = _line(e.rb * e.size)
-    cdef int i, rows, shorter
+    cdef int64_t b, r, row, place
+    cdef int i, rows, shorter, side = _input_side(&e.stages[0])
     cdef double scale = _scale(run, mini), square, norm
-    cdef char *factor = home.squares + e.group * width
+    cdef char *factor = home.factors
+    cdef char *dx
     cdef Stage *s
     scale = 1.0 / scale if scale > 0 else 0.0
     for b in range(blocks):
@@ -585,7 +674,7 @@ cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first
         rows = <int> min(mini.block_rows, mini.rows - row)
         shorter = 0
         for r in range(rows):
-            square = _get(home.squares + b * width, r, e.size) * scale * scale
+            square = _get(_squares(e, home, first, b), r, e.size) * scale * scale
             norm = sqrt(square)
             place = mini.begin + row + r
             e.row_squares[(first + b) * e.rb + r] = square
@@ -598,17 +687,22 @@ cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first
         for i in range(e.n_stages):
             s = &e.stages[i]
             if run.want & CLIP and shorter:
-                e.k.scale_rows(s.dz + (first + b) * e.rb * e.rb * e.size, s.panels, s.panel_stride, rows, factor)
-            if run.want & WHOLE:
+                if s.kind == LINEAR:
+                    e.k.scale_rows(s.dz + (first + b) * e.rb * e.rb * e.size, s.panels, s.panel_stride, rows, factor)
+                else:
+                    _layer_shorten(e, s, first + b, factor)
+            if run.want & WHOLE and s.kind != LINEAR:
+                _layer_whole(e, run, s, i, first + b, rows, mini.begin + row, _gradient(e, home, 1 - side, first, b))
+            elif run.want & WHOLE:
                 for r in range(rows):
                     _whole(e, run, s, i, s.x + ((first + b) * s.x_block + r) * e.size,
                            s.dz + ((first + b) * e.rb + r) * e.rb * e.size, mini.begin + row + r)
         if run.want & INPUTS:
+            dx = _gradient(e, home, side, first, b)
             if e.n_input_ops > 0:
                 for i in range(e.stages[0].n_in * e.rb):
-                    _put(dx, b * block + i, _get(dx, b * block + i, e.size) *
-                         _get(home.d_input, b * e.stages[0].n_in * e.rb + i, e.size), e.size)
-            e.k.scatter(dx + b * block * e.size, e.stages[0].n_in, rows,
+                    _put(dx, i, _get(dx, i, e.size) * _get(_d_input(e, home, first, b), i, e.size), e.size)
+            e.k.scatter(dx, e.stages[0].n_in, rows,
                         run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, e.stages[0].n_in)
             e.k.limit(run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, rows * e.stages[0].n_in,
                       run.batch.scale, INFINITY)
@@ -674,7 +768,7 @@ cdef Stage *_chunk(Engine *e, int64_t c, int64_t *at, int64_t *n) noexcept nogil
     while c >= e.stages[i].first_chunk + e.stages[i].chunks:
         i += 1
     at[0] = (c - e.stages[i].first_chunk) * CHUNK
-    n[0] = min(CHUNK, e.stages[i].rows * e.stages[i].n_out - at[0])
+    n[0] = min(CHUNK, e.stages[i].rows * e.stages[i].columns - at[0])
     return &e.stages[i]
 
 
@@ -722,7 +816,7 @@ cdef void _infer_work(Engine *e, Batch *batch, char *result, double *losses, dou
 cdef void _infer_rows(Engine *e, Batch *batch, Mini *mini, Worker *me, int64_t first, int64_t blocks, char *result,
                       double *losses, double *weights) noexcept nogil:
     cdef int64_t b, row, r, block = (e.widest + 1) * e.rb, n_out = _plan_outputs(e)
-    cdef int i, rows, current = 0
+    cdef int i, j, rows, current = 0
     cdef Stage *s
     cdef char *a
     for i in range(e.n_stages):
@@ -735,9 +829,16 @@ cdef void _infer_rows(Engine *e, Batch *batch, Mini *mini, Worker *me, int64_t f
                 _apply(e, e.input_ops, e.n_input_ops, a, NULL, 0, s.n_in, 0, 0, 0)
             for r in range(e.rb):
                 _put(a, s.n_in * e.rb + r, 1.0, e.size)
-        _forward(e, s, mini, first, blocks, me.da[current], block, me.da[1 - current], block, 0, s.n_out)
-        current = 1 - current
+            for j in range(i, e.n_stages if s.skipped else 0):
+                if e.stages[j].skip == i:
+                    memcpy(me.kept[j] + b * s.n_in * e.rb * e.size, a, s.n_in * e.rb * e.size)
+        if s.kind != IDENTITY:
+            _layer(e, s, mini, first, blocks, me.da[current], block, me.da[1 - current], block, 0, s.n_out, me, 0, 1)
+            current = 1 - current
         for b in range(blocks):
+            if s.skip >= 0:
+                e.k.add(s.n_out * e.rb, me.kept[i] + b * s.n_out * e.rb * e.size,
+                        me.da[current] + b * block * e.size)
             _apply(e, s.ops, s.n_ops, me.da[current] + b * block * e.size, NULL, 0, s.n_out, 0, 0, 0)
     for b in range(blocks):
         a = me.da[current] + b * block * e.size

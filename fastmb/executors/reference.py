@@ -1,10 +1,10 @@
 """The reference executor: float64, plain, slow. It defines what the other executors must compute.
 
-A mini-batch goes forward stage by stage and keeps, of each stage, its input `a` and the derivative `d` of its output
-with respect to the product ``z = a W + b``. The loss gives the gradient with respect to the last output; on the way
-back ``dz = da * d``, ``dW = a' dz``, ``db = sum dz``, and ``da = dz W'`` goes on. Then the optimiser updates the flat
-vector elementwise. Arithmetic is in float64 throughout; what the plan keeps in its own dtype (parameters, state,
-coefficients, the value of a dropout mask) is rounded to that dtype whenever it is written.
+A mini-batch goes forward stage by stage, ``a = ops(f(x) + skip)``, and keeps, of each stage, its input x, what f's way
+back needs (`fastmb.executors.reference_layers`), and the derivative `d` of `ops`. The loss gives the gradient with
+respect to the last output; on the way back ``dz = da * d`` goes through f, and to the input that was skipped from. Then
+the optimiser updates the flat vector elementwise. Arithmetic is in float64 throughout; what the plan keeps in its own
+dtype (parameters, state, coefficients, the value of a dropout mask) is rounded to that dtype whenever it is written.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..plan import Op, Plan, views
+from ..plan import Op, Plan, Stage, buffer_views, views
 from ..rng import dropout_mask, noise_words, normal
 from . import Training
+from .reference_layers import KINDS, Arrays, BatchNorm
 
 if TYPE_CHECKING:
     from ..data import Batches
@@ -36,7 +37,7 @@ class Tape(NamedTuple):
     """What a forward pass leaves for the way back."""
 
     d_input: np.ndarray  # derivative of the operations on the input
-    stages: list[tuple[np.ndarray, np.ndarray]]  # each stage's input and derivative
+    stages: list[tuple[np.ndarray, Any, np.ndarray]]  # each stage's input, what f needs, the operations' derivative
 
 
 class NumpyExecutor:
@@ -48,9 +49,12 @@ class NumpyExecutor:
         params: np.ndarray,
         training: Training | None = None,
         n_threads: int | None = None,  # noqa: ARG002
+        *,
+        buffers: np.ndarray | None = None,
     ) -> None:
         self.plan = plan
         self.params = params
+        self.buffers = np.zeros(plan.buffer_size, plan.dtype) if buffers is None else buffers
         self.training = training
         if training is not None:
             optimizer = training.optimizer
@@ -92,6 +96,7 @@ class NumpyExecutor:
                 mean = (gradient**2).sum()
                 stats[step] = (size**2).sum(), (size**2).max(initial=0), mean, len(rows), size.sum()
             self._update(row, self._limited(gradient))
+            self._update_buffers(tape)
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
@@ -120,6 +125,7 @@ class NumpyExecutor:
             da = da * shorten(self._norms(da, tape), self.training.rules.clip_per_example)[:, None]
         gradient = self._backward(da, tape)
         out[:] = gradient if row == 0 else out + gradient
+        self._update_buffers(tape)
         return True
 
     def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
@@ -142,7 +148,7 @@ class NumpyExecutor:
         if gradients is not None:
             each = (array for pair in self._each(da, tape) for array in pair)
             for out, array in zip(gradients, each, strict=True):
-                if out is not None:
+                if out is not None and array.size:
                     out[:] = array
         return bool(np.isfinite(sums[0, 0]))
 
@@ -212,55 +218,74 @@ class NumpyExecutor:
 
     def _forward(self, x: np.ndarray, drop: Drop) -> tuple[np.ndarray, Tape]:
         """The raw output of rows `x`, and what it takes to come back."""
-        parameters = views(_float64(self.params), self.plan)
+        numbers = self._numbers()
         a, d_input = _elementwise(self.plan.input_ops, x, drop)
-        tape = []
+        tape = Tape(d_input, [])
         for stage in self.plan.stages:
-            z = a @ parameters[stage.name + ".weight"]
-            if stage.bias:
-                z += parameters[stage.name + ".bias"]
-            output, d = _elementwise(stage.ops, z, drop)
-            tape.append((a, d))
-            a = output
-        return a, Tape(d_input, tape)
+            x = a
+            z, saved = KINDS[stage.kind].forward(stage, x, _of(stage, numbers), drop is not None)
+            if stage.skip is not None:
+                z = z + (tape.stages[stage.skip][0] if stage.skip < len(tape.stages) else x)
+            a, d = _elementwise(stage.ops, z, drop)
+            tape.stages.append((x, saved, d))
+        return a, tape
+
+    def _way_back(self, da: np.ndarray, tape: Tape) -> tuple[np.ndarray, list[tuple[np.ndarray, Arrays]]]:
+        """The gradient with respect to the input; for each stage that of f(x), and those of its parameters."""
+        numbers = self._numbers()
+        skipped = [np.zeros(1)] * len(tape.stages)  # what reaches a stage's input directly
+        found = []
+        for i, stage in reversed(list(enumerate(self.plan.stages))):
+            _, saved, d = tape.stages[i]
+            dz = da * d
+            if stage.skip is not None:
+                skipped[stage.skip] = skipped[stage.skip] + dz
+            da, parts = KINDS[stage.kind].backward(stage, dz, _of(stage, numbers), saved)
+            da = da + skipped[i]
+            found.append((dz, parts))
+        return da * tape.d_input, found[::-1]
 
     def _backward(self, da: np.ndarray, tape: Tape) -> np.ndarray:
         """The gradient with respect to all parameters, summed over rows, flat, from the rows' output gradients."""
         flat = np.zeros(self.plan.size)
         gradient = views(flat, self.plan)
-        for stage, (a, dz) in zip(self.plan.stages, self._gradients_of_z(da, tape), strict=True):
-            gradient[stage.name + ".weight"][:] = a.T @ dz
-            if stage.bias:
-                gradient[stage.name + ".bias"][:] = dz.sum(axis=0)
+        for stage, (_, parts) in zip(self.plan.stages, self._way_back(da, tape)[1], strict=True):
+            for name, _ in stage.shapes:
+                gradient[f"{stage.name}.{name}"][:] = parts[name]
         return flat
-
-    def _gradients_of_z(self, da: np.ndarray, tape: Tape) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each stage its input, and the gradient with respect to the product."""
-        parameters = views(_float64(self.params), self.plan)
-        found = []
-        for stage, (a, d) in zip(reversed(self.plan.stages), reversed(tape.stages), strict=True):
-            dz = da * d
-            found.append((a, dz))
-            da = dz @ parameters[stage.name + ".weight"].T
-        return found[::-1]
 
     def _to_input(self, da: np.ndarray, tape: Tape) -> np.ndarray:
         """Each row's gradient with respect to its input."""
-        first = self.plan.stages[0]
-        _, dz = self._gradients_of_z(da, tape)[0]
-        back: np.ndarray = dz @ views(_float64(self.params), self.plan)[first.name + ".weight"].T * tape.d_input
-        return back
+        return self._way_back(da, tape)[0]
 
-    def _each(self, da: np.ndarray, tape: Tape) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each row's own gradient of every stage's weight and bias."""
-        return [(a[:, :, None] * dz[:, None, :], dz) for a, dz in self._gradients_of_z(da, tape)]
+    def _each(self, da: np.ndarray, tape: Tape) -> list[tuple[np.ndarray, ...]]:
+        """Each row's own gradient of every stage's weight and bias; of what isn't there, nothing."""
+        found = []
+        for stage, (dz, _), (_, saved, _) in zip(
+            self.plan.stages, self._way_back(da, tape)[1], tape.stages, strict=True
+        ):
+            each = KINDS[stage.kind].each_row(stage, dz, saved)
+            have = dict(stage.shapes)
+            found.append(tuple(each[name] if name in have else np.zeros(0) for name in ("weight", "bias")))
+        return found
 
     def _norms(self, da: np.ndarray, tape: Tape) -> np.ndarray:
         """The norm of each row's own gradient."""
         squares = np.zeros(len(da))
-        for stage, (weight, bias) in zip(self.plan.stages, self._each(da, tape), strict=True):
-            squares += (weight**2).sum(axis=(1, 2)) + (bias**2).sum(axis=1) * stage.bias
+        for array in (array for pair in self._each(da, tape) for array in pair if array.size):
+            squares += (array**2).reshape(len(da), -1).sum(axis=1)
         return np.sqrt(squares)
+
+    def _numbers(self) -> Arrays:
+        """Parameters and buffers by name, as they are now, in float64."""
+        return views(_float64(self.params), self.plan) | buffer_views(_float64(self.buffers), self.plan)
+
+    @_quiet
+    def _update_buffers(self, tape: Tape) -> None:
+        found = buffer_views(self.buffers, self.plan)
+        for i in self.plan.batch_norms:
+            x, saved, _ = tape.stages[i]
+            BatchNorm.update_buffers(self.plan.stages[i], _of(self.plan.stages[i], found), saved, len(x))
 
     @_quiet
     def _update(self, row: np.ndarray, gradient: np.ndarray) -> None:
@@ -274,6 +299,12 @@ class NumpyExecutor:
             if average is not None:
                 a = _float64(average[places])
                 average[places] = a + coefficients[-1] * (_float64(self.params[places]) - a)
+
+
+def _of(stage: Stage, numbers: Arrays) -> Arrays:
+    """A stage's own, without its name."""
+    names = [name for name, _ in stage.shapes + stage.buffer_shapes]
+    return {name: numbers[key] for name in names if (key := f"{stage.name}.{name}") in numbers}
 
 
 def shorten(norms: np.ndarray, clip: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from . import Training, load
 
 if TYPE_CHECKING:
     from ..data import Batches
-    from ..plan import Plan
+    from ..nn import Sequential
 
 _FOREVER = 1e9  # seconds
 
@@ -39,11 +39,12 @@ class _Gradient(Optimizer):
 class StepwiseExecutor:
     """See `fastmb.executors.Executor`: all but `run` and `apply` is done by the executor called `name`."""
 
-    def __init__(self, name: str, plan: Plan, params: np.ndarray, training: Training, n_threads: int | None) -> None:
+    def __init__(self, name: str, net: Sequential, training: Training, n_threads: int | None) -> None:
+        plan, params = net.plan, net.flat
         self.params, self.training = params, training
         stored = np.zeros((1, plan.size), plan.dtype)
         inner = replace(training, optimizer=_Gradient(), state=stored, average=None)
-        self._inner = load(name)(plan, params, inner, n_threads)
+        self._inner = load(name)(plan, params, inner, n_threads, buffers=net.flat_buffers)
         self.gradients, self.accumulate = self._inner.gradients, self._inner.accumulate
         self.per_example, self.forward, self.evaluate = (
             self._inner.per_example,
