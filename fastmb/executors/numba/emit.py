@@ -435,7 +435,7 @@ class Emitter:
         builder.position_at_end(after)
 
     def spans(self, n: Value, each: Callable[[Value, int], None], most: int | None = None) -> None:
-        """each(at, count) over n >= 0 numbers: vectors of `most` (rb) numbers, then of half as many, and so on to one."""
+        """each(at, count) over n >= 0 numbers: vectors of `most` (rb), then of half as many, and so on to one."""
         count = most or self.rb
         whole = n & -count
         with self.loop(0, whole, count) as i:
