@@ -2,7 +2,8 @@
 
 Every workload is trained alone and then, in turn, beside: a busy foreign process on each core; more threads than
 cores; a second trainer in another Python thread; and a NumPy, a PyTorch or a scikit-learn that is busy in another
-thread of the same process (which is timed, too: its pieces of work alone and beside the trainer). Medians of the rounds.
+thread of the same process (which is timed, too: its pieces of work alone and beside the trainer). The median of the
+rounds counts.
 """
 
 from __future__ import annotations
