@@ -39,10 +39,10 @@ _GENERATION, _CPUS, _SETS = LINE, 2 * LINE, 2 * LINE + 8 * MAX_THREADS
 @jit
 def _shared(barrier, tid, threads, cpu):
     """Whether another of these threads was on this processor when it last arrived."""
+    shared = False
     for i in range(threads):
-        if i != tid and load_i8(barrier + _CPUS + 8 * i) == cpu:
-            return True
-    return False
+        shared = shared or (i != tid and load_i8(barrier + _CPUS + 8 * i) == cpu)
+    return shared
 
 
 @jit
