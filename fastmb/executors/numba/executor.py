@@ -75,7 +75,10 @@ class NumbaExecutor:
         training: Training | None = None,
         n_threads: int | None = None,
         isa: str | None = None,
+        *,
+        buffers: np.ndarray | None = None,  # noqa: ARG002
     ) -> None:
+        _check_stages(plan)
         self.plan, self.params, self.training = plan, params, training
         self.n_threads_asked = n_threads
         self.isa = _isa(isa)
@@ -585,6 +588,18 @@ class NumbaExecutor:
 def _name(op: Op) -> str:
     """The name of an operation's kernel."""
     return op.kind if op.kind in ("dropout", "custom") else f"activation {op.kind}"
+
+
+def _check_stages(plan: Plan) -> None:
+    """Products and elementwise operations are all that this executor has."""
+    others = sorted(
+        {stage.kind for stage in plan.stages} - {"linear"} | {"residual" for s in plan.stages if s.skip is not None}
+    )
+    if others:
+        raise ValueError(
+            f"executor='numba' runs Linear layers, activations and dropout; the network has {', '.join(others)}: "
+            "take executor='native' or 'numpy'"
+        )
 
 
 def _check_entropy(run: np.ndarray) -> None:

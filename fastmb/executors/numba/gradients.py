@@ -181,5 +181,5 @@ def noise(e: Emitter, *arguments: Value) -> None:
                 def each(j: Value, count: int, place: Value = place) -> None:
                     e.store(e.fma(size, e.load(part, j, count), e.load(g, place + j, count)), g, place + j)
 
-                left = n - place
+                left = e.select(n > place, n - place, e.integer(0))
                 e.spans(e.select(left < lanes, left, e.integer(lanes)), each, most=lanes)
