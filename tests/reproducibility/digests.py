@@ -134,7 +134,7 @@ def recipes() -> dict[str, Callable[..., mb.Trainer]]:
         for layer in layers():
             add(f"{layer} {dtype}", lambda d=dtype, n=layer: layered(d, n), "cross_entropy", momentum)
         add(f"every layer, Muon {dtype}", lambda d=dtype: layered(d, "every layer"), "cross_entropy", mb.Muon(0.02))
-        clipped = RULES["noise"] | {"accumulate_steps": 2}
+        clipped = RULES["noise"] | RULES["accumulated"]
         add(f"LayerNorm, noise {dtype}", lambda d=dtype: layered(d, "LayerNorm"), "cross_entropy", momentum, **clipped)
         for loss in losses.LOSSES:
             add(f"{loss} {dtype}", lambda d=dtype: network(d), loss, momentum)
