@@ -215,7 +215,7 @@ class Sequential:
         )
 
     def jacobian(self, X: Any) -> np.ndarray:
-        """The derivatives of every output by every input, row by row, without dropout.
+        """The derivatives of every output by every input, row by row, as in prediction: without dropout.
 
         Of what ``net(X)`` returns: of probabilities if the network ends in `Softmax`; with respect to `X` as it is
         given (``input_scale`` is in it). Takes one pass forward and back for each output.
