@@ -121,6 +121,6 @@ def test_batch_normalisation_has_no_noise_scale(call):
     net = mb.Sequential(mb.Linear(64, 8), mb.BatchNorm1d(8), mb.Linear(8, 10))
     trainer = mb.Trainer(net)
     before = net.digest()
-    with pytest.raises(ValueError, match="the gradient noise scale needs every row's own gradient; .* BatchNorm1d"):
+    with pytest.raises(ValueError, match=r"the gradient noise scale needs every row's own gradient; .* BatchNorm1d"):
         call(trainer, *mb.datasets.load_digits())
     assert net.digest() == before
