@@ -31,8 +31,8 @@ def _ways(peer: str, a: np.ndarray, b: np.ndarray, flags: str) -> list[Call]:
 
         return [lambda: ops.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b, out=out)]
     if peer == "numpy":
-        functions = [np.matmul] if a.ndim > 2 else [np.dot, np.matmul]
-        return [partial(function, left, right, out=out) for function in functions]
+        ways: list[Call] = [partial(np.matmul, left, right, out=out)]
+        return ways if a.ndim > 2 else [*ways, partial(np.dot, left, right, out=out)]
     if peer == "torch":
         import torch
 
