@@ -3,7 +3,7 @@
 All take float32 or float64 arrays of any strides, write into `out` if that is given, and return their result. Every
 function exists in three backends: ``native`` (compiled kernels on all cores), ``numba`` (compiled when first called;
 ``pip install 'fastmb[numba]'``) and ``numpy`` (float64 inside, plain, slow: the reference). A call's own `backend`
-counts first, then `use_backend`; else ``native`` is taken, or ``numpy`` where the extension was not built.
+counts first, then `use_backend`; else ``native`` is taken; where the extension was not built ``numba``, or ``numpy``.
 
 Bad arguments raise a `TypeError` or a `ValueError` that names them, before anything is written.
 
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import missing_extra, unknown_name
+from ..executors import default_name
 
 __all__ = [
     "activation_backward",
@@ -49,12 +50,7 @@ def _load(name: str | None) -> Any:
     if name in _loaded:
         return _loaded[name]
     if name is None:
-        try:
-            module = _load("native")
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("fastmb."):
-                raise
-            module = _load("numpy")
+        module = _load(default_name())
     elif name not in BACKENDS:
         raise unknown_name("backend", name, BACKENDS)
     else:
