@@ -91,7 +91,10 @@ class StepwiseExecutor:
 
     def _update(self, row: np.ndarray) -> None:
         optimizer, average = self.training.optimizer, self.training.average
-        with threads.at_most(self.n_threads), np.errstate(all="ignore"):  # a weight may overflow: the caller looks at it
+        with (
+            threads.at_most(self.n_threads),
+            np.errstate(all="ignore"),
+        ):  # a weight may overflow: the caller looks at it
             for name, group, w, gradient, states in self._parts:
                 optimizer.update(name, optimizer.of_group(row, group), w, gradient, states)
             if average is not None and row[-1] != 0:
