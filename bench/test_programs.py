@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import report, scaling, threads, time_to_accuracy
+from . import neighbours, report, scaling, threads, time_to_accuracy
 from .peers import PEERS, missing
 from .workloads import WORKLOADS
 
@@ -147,3 +147,11 @@ def test_report_of_nothing_says_so(tmp_path: Path) -> None:
     file.write_text('{"benchmarks": []}')
     with pytest.raises(SystemExit, match="no result that this program can read"):
         report.main([str(file), "--out", str(tmp_path)])
+
+
+def test_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("threadpoolctl")
+    neighbours.main(["tiny", "--seconds", "0.02", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "a busy process a core" in lines[-3]
+    assert lines[-1].startswith("| tiny | ")

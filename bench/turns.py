@@ -84,6 +84,8 @@ def in_turn(
     moved: float | None = None,
     errors: Mapping[str, float] | None = None,
     left_out: Iterable[str] = (),
+    baseline: str | None = None,
+    asked: float | None = None,
     rounds: int = 7,
     seconds: float = 0.05,
     settle: bool = True,
@@ -91,8 +93,9 @@ def in_turn(
     """Times `contenders`, of which "fastmb" is one, and notes all that a result has.
 
     A unit of the work is so many floating-point operations (`flops`) or moves so many bytes (`moved`); with neither,
-    only times are told. `left_out` says who is missing and why. A turn takes `seconds`, or one time if that is longer,
-    and before it, to `settle`, one time more. With ``--benchmark-disable`` everyone works once.
+    only times are told. `left_out` says who is missing and why. `baseline` is the contender that is no peer, but the
+    same work without the thing that is timed; the ratio to it is to be at most `asked`. A turn takes `seconds`, or one
+    time if that is longer, and before it, to `settle`, one time more. With ``--benchmark-disable`` everyone works once.
     """
     ours = contenders["fastmb"]
     others = {name: contender for name, contender in contenders.items() if name != "fastmb"}
@@ -107,7 +110,7 @@ def in_turn(
 
     def before_a_round() -> None:
         for name, contender in others.items():
-            gc.collect()
+            gc.collect()  # of what the round has made, not of whole libraries: those are frozen
             if settle:
                 contender.run(1)  # the threads of the one before it go to sleep
             found[name].append(seconds_of(contender.run, times[name]) / (times[name] * contender.units))
@@ -116,10 +119,18 @@ def in_turn(
         if settle:
             ours.run(1)
 
-    benchmark.pedantic(ours.run, args=(times["fastmb"],), setup=before_a_round, rounds=rounds)
+    gc.collect()
+    gc.freeze()
+    try:
+        benchmark.pedantic(ours.run, args=(times["fastmb"],), setup=before_a_round, rounds=rounds)
+    finally:
+        gc.unfreeze()
     found["fastmb"] = [taken / (times["fastmb"] * ours.units) for taken in benchmark.stats.stats.data]
     peak = max((peak for peak in peaks if peak is not None), default=None)
     work = flops if flops is not None else moved
+    if baseline:
+        ratio = median(mine / plain for mine, plain in zip(found["fastmb"], found[baseline], strict=True))
+        benchmark.extra_info["baseline"] = {"name": baseline, "ratio": ratio, "asked": asked}
     benchmark.extra_info.update(
         case=case,
         shape=shape,

@@ -154,7 +154,6 @@ def mixed(dtype="float64"):
     return net
 
 
-@pytest.mark.parametrize("executor", ["native", "numpy"])
 def test_gradients_of_inputs_are_slopes_through_the_statistics_of_the_mini_batch(executor):
     trainer, n, h = mb.Trainer(mixed(), executor=executor, input_scale=0.5), 9, 1e-5
     given = RNG.normal(size=(n, 5))
@@ -172,7 +171,6 @@ def test_gradients_of_inputs_are_slopes_through_the_statistics_of_the_mini_batch
         np.testing.assert_allclose(found[i, j], (total(X[:n] + step) - total(X[:n] - step)) / (2 * h), rtol=1e-6)
 
 
-@pytest.mark.parametrize("executor", ["native", "numpy"])
 def test_pieces_have_statistics_of_their_own(executor):
     trainer, alone = (mb.Trainer(mixed(), executor=executor, optimizer=mb.SGD(0.1)) for _ in range(2))
     expected = alone.net.flat.copy()
@@ -186,7 +184,6 @@ def test_pieces_have_statistics_of_their_own(executor):
     assert trainer.net.buffers()["0.num_batches_tracked"] == alone.net.buffers()["0.num_batches_tracked"] + 2
 
 
-@pytest.mark.parametrize("executor", ["native", "numpy"])
 def test_what_is_refused_changes_nothing(executor):
     trainer = mb.Trainer(mixed(), executor=executor)
     trainer.accumulate(X, Y)

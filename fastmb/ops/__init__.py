@@ -367,7 +367,7 @@ def optimizer_update(
         Its `groups`, which go by parameters' names, are not looked at.
     w, g : ndarray
         Weights, any shape, and their gradient.
-    state : ndarray (optimizer.n_states, *w.shape)
+    state : ndarray ``(optimizer.n_states, *w.shape)``
         Changed in place. Before the first step it is what ``optimizer.init_state(state)`` makes it.
     t : int, default 0
         Steps made so far: bias corrections and schedules depend on it.
