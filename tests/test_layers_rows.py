@@ -13,12 +13,6 @@ X = RNG.normal(size=(N, N_IN))
 Y = RNG.integers(0, C, N)
 
 
-@pytest.fixture(params=["native", "numpy"])
-def executor(request):
-    """Those that run every layer."""
-    return request.param
-
-
 def network(batch_norm: bool, dtype: str = "float64") -> mb.Sequential:
     norm = mb.BatchNorm1d if batch_norm else mb.LayerNorm
     net = mb.Sequential(

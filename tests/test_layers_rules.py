@@ -1,5 +1,5 @@
-"""Rows' own gradients and the rules on gradients through every layer: `native` against the reference, over instruction
-sets, threads and sizes; the same bits whatever the threads."""
+"""Rows' own gradients and the rules on gradients through every layer: `native` and `numba` against the reference, over
+instruction sets, threads and sizes; the same bits whatever the threads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from fastmb import threads
 from fastmb.data import Batches
 from fastmb.executors import Rules, Training, native
 from fastmb.executors.native import NativeExecutor
+from fastmb.executors.numba import NumbaExecutor
 from fastmb.executors.reference import NumpyExecutor
 
 ISAS = native.available_isas()
 FMA_ISAS = [isa for isa in ISAS if isa != "v2"]
+COMPILED = [(NativeExecutor, isa) for isa in ISAS] + [(NumbaExecutor, ISAS[-1])]
 ODD = [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97]
 RULES = {
     "parts": Rules(part_rows=17),
@@ -83,14 +85,14 @@ def rows_own(executor, net, n):
     return found | {"sums": sums}
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("cls", "isa"), COMPILED)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_own_gradients_of_any_number_and_width_are_those_of_the_reference(name, dtype, isa):
+def test_rows_own_gradients_of_any_number_and_width_are_those_of_the_reference(name, dtype, cls, isa):
     for n, n_threads in itertools.product(ODD, [1, 3]):
         net = network(name, n if n > 1 else 9, dtype)
         expected = rows_own(NumpyExecutor(net.plan, net.flat, training(net)), net, n)
-        found = rows_own(NativeExecutor(net.plan, net.flat, training(net), n_threads, isa), net, n)
+        found = rows_own(cls(net.plan, net.flat, training(net), n_threads, isa), net, n)
         for key, array in expected.items():
             # A LayerNorm divides by what may be small, and takes differences.
             limit = (2e-4 if dtype == "float32" else 1e-12) * max(1, np.abs(array).max())
@@ -115,8 +117,8 @@ def updated(make, name, rules, dtype, n, stats=True):
 @pytest.mark.parametrize("name", NAMES)
 def test_rules_are_followed_through_every_layer_as_the_reference_does(name, rules, n):
     expected = updated(NumpyExecutor, name, RULES[rules], "float64", n)
-    for isa in ISAS:
-        found = updated(lambda *a, isa=isa: NativeExecutor(*a, 3, isa), name, RULES[rules], "float64", n)
+    for cls, isa in COMPILED:
+        found = updated(lambda *a, cls=cls, isa=isa: cls(*a, 3, isa), name, RULES[rules], "float64", n)
         np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-11)
         np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-11)
         np.testing.assert_allclose(found[2], expected[2], rtol=1e-9)
@@ -133,6 +135,7 @@ def test_the_bits_do_not_depend_on_threads_or_instruction_set(name, rules, dtype
         for isa in FMA_ISAS
         for n_threads in (1, 2, 3, 7)
     ]
+    found.append(updated(lambda *a: NumbaExecutor(*a, 2, (FMA_ISAS or ISAS)[-1]), name, RULES[rules], dtype, n))
     for weights, state, _, norms in found[1:]:
         assert np.array_equal(weights, found[0][0])
         assert np.array_equal(state, found[0][1])

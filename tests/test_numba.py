@@ -192,6 +192,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     assert np.array_equal(trainer.net.flat, before)
 
 
+def test_it_evaluates_before_it_has_trained():
+    ours, theirs = (mb.Trainer(network("float32"), "mse", executor=name) for name in ("numba", "native"))
+    assert ours.evaluate(X, VALUES) == theirs.evaluate(X, VALUES)
+
+
 # ---- with and without ----------------------------------------------------------------------------------------------
 
 
