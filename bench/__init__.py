@@ -24,6 +24,7 @@ everything once, untimed, and checks that all do the same mathematics. Programs 
 - ``python -m bench.scaling`` shows how the cost of a step grows with batch, width, depth and rows; ``--model`` reckons
   what more cores would give.
 - ``python -m bench.threads`` sets the thread count that fastmb picks against every fixed one.
+- ``python -m bench.neighbours`` tells what a step takes beside busy neighbours.
 
 A figure is worth something on a quiet machine only. Environment variables that choose another library's kernels or
 threads (OPENBLAS_CORETYPE, OPENBLAS_L2_SIZE, OPENBLAS_NUM_THREADS, MKL_*, OMP_*) handicap a peer without a word:

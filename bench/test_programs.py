@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import report, scaling, threads, time_to_accuracy, turns
+from . import neighbours, report, scaling, threads, time_to_accuracy, turns
 from .peers import PEERS, missing
 from .workloads import WORKLOADS
 
@@ -172,8 +172,19 @@ def test_a_turn_tells_the_ratio_to_the_baseline() -> None:
         "fastmb": turns.Contender(turns.looped(partial(time.sleep, 0.004)), units=2),
         "plain": turns.Contender(turns.looped(partial(time.sleep, 0.001))),
     }
-    what = {"case": "a nap", "shape": "-", "dtype": "float32", "threads": 1, "baseline": "plain", "asked": 1.5}
-    turns.in_turn(benchmark, calls, **what, rounds=3, seconds=0.02, settle=False)
+    turns.in_turn(
+        benchmark,
+        calls,
+        case="a nap",
+        shape="-",
+        dtype="float32",
+        threads=1,
+        baseline="plain",
+        asked=1.5,
+        rounds=3,
+        seconds=0.02,
+        settle=False,
+    )
     assert benchmark.extra_info["baseline"]["ratio"] == pytest.approx(2, rel=0.6)
     assert len(benchmark.stats.stats.data) == 3
     assert report.best_peer(benchmark.extra_info) is None
@@ -189,3 +200,11 @@ def test_report_of_nothing_says_so(tmp_path: Path) -> None:
     file.write_text('{"benchmarks": []}')
     with pytest.raises(SystemExit, match="no result that this program can read"):
         report.main([str(file), "--out", str(tmp_path)])
+
+
+def test_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("threadpoolctl")
+    neighbours.main(["tiny", "--seconds", "0.02", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "a busy process a core" in lines[-3]
+    assert lines[-1].startswith("| tiny | ")

@@ -153,6 +153,11 @@ typedef struct {
     void (*update)(enum fmb_update kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
                    int64_t rows, int64_t n, int64_t stride, int64_t g_stride);
 
+    /* The same for rows x n contiguous weights and the gradient of a single row of a mini-batch, x[r * rb] dz_j, j in
+     * panels as `backward` lays them out. */
+    void (*update_outer)(enum fmb_update kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *x,
+                         const void *dz, int64_t panel_stride, int64_t rows, int64_t n);
+
     /* A running average a of rows x n weights w, a row of both every `stride` elements: a += weight (w - a). */
     void (*average)(double weight, const void *w, void *a, int64_t rows, int64_t n, int64_t stride);
 

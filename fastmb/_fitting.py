@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 TICK = 0.05  # seconds between looks at Ctrl-C, the clock and the progress bar
+SPARING = 50  # a snapshot in a file is taken anew when so many times what it takes have passed
 SLICE = 1 << 13  # mini-batches whose learning rates, coefficients and sums are held at a time
 
 Validation = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -70,6 +71,16 @@ class Epoch:
         return replace(self, sums=self.sums.copy(), stats=None if self.stats is None else self.stats.copy())
 
 
+class Kept(NamedTuple):
+    """Where a trainer was when the snapshot was taken."""
+
+    t: int
+    epoch: int
+    current: Epoch
+    rows: int  # of the history
+    until: float  # when it is worth another one, on the clock of `time.perf_counter`
+
+
 class Fitting:
     """One call of `Trainer.fit`, once everything is checked."""
 
@@ -81,7 +92,8 @@ class Fitting:
         self.each_batch = [each for each in callbacks if each.wants_batches]
         self.asked: str | None = None  # the reason for which a callback wants the fit to end
         self.interrupt = Interrupt()
-        self.snapshot = Snapshot()  # of the weights and the optimiser's state when the epoch began
+        self.snapshot = Snapshot()  # of the weights and the optimiser's state when an epoch began
+        self.kept: Kept | None = None  # what else was then
         if trainer._current is not None and trainer._current.rows != len(batches.X):
             trainer._epoch_done()
         self.first = trainer.epoch
@@ -116,8 +128,7 @@ class Fitting:
             self.batches.order, self.batches.offsets = poisson_batches(epoch.rows, self.steps, share, uniform)
         elif trainer.shuffle:
             self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch)
-        self.snapshot.take(self._changing())
-        self.t, self.start = trainer.t, epoch.copy()
+        self._keep(epoch)
         while epoch.done < self.steps and not self._slice(epoch, progress):
             pass
         if not all(map(all_finite, trainer.net._learned)):
@@ -171,21 +182,33 @@ class Fitting:
             return self.asked
         return "max_seconds" if time.perf_counter() >= self.deadline else None
 
+    def _keep(self, epoch: Epoch) -> None:
+        """Take the snapshot that a fit goes back to if it diverges: each epoch, or in a file seldom enough."""
+        trainer, begin = self.trainer, time.perf_counter()
+        if self.kept is not None and self.snapshot.in_file and begin < self.kept.until:
+            return
+        self.snapshot.take(self._changing())
+        end = time.perf_counter()
+        until = end + SPARING * (end - begin)
+        self.kept = Kept(trainer.t, trainer.epoch, epoch.copy(), len(trainer.history._rows), until)
+
     def _changing(self) -> list[np.ndarray]:
         """The arrays that an epoch changes and that can't be had otherwise: before the first update, weights alone."""
         return [*self.trainer.net._learned, *([self.trainer.state] if self.trainer.t else [])]
 
     def _diverged(self, what: str, step: int, lr: float) -> None:
-        """Go back to where the epoch began, and say so."""
-        trainer = self.trainer
-        trainer.t, trainer._current = self.t, self.start if self.start.done else None
+        """Go back to the snapshot, and say so."""
+        trainer, kept, wrong = self.trainer, self.kept, self.trainer.epoch + 1
+        assert kept is not None
+        trainer.t, trainer.epoch, trainer._current = kept.t, kept.epoch, kept.current if kept.current.done else None
+        del trainer.history._rows[kept.rows :]
         self.snapshot.restore(self._changing())
-        if not self.t:
+        if not kept.t:
             trainer.state.fill(0)  # the average's, too
             trainer.optimizer.init_state(trainer.state[: trainer.optimizer.n_states])
-        back = f"they had after update {self.t}" if self.t else "they began with"
+        back = f"they had after update {kept.t}" if kept.t else "they began with"
         raise FloatingPointError(
-            f"{what} in epoch {trainer.epoch + 1} at step {step} of {self.steps}, with lr {lr:g}; weights and "
+            f"{what} in epoch {wrong} at step {step} of {self.steps}, with lr {lr:g}; weights and "
             f"optimiser state have the values {back} (a smaller lr, or data scaled to about 1, may help)"
         )
 

@@ -24,6 +24,11 @@ class Snapshot:
         self._file: Any = None
         self._can_spill = True
 
+    @property
+    def in_file(self) -> bool:
+        """Whether what was taken last is in a file."""
+        return self._file is not None and not self._copies
+
     def __enter__(self) -> Self:
         return self
 

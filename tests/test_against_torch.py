@@ -107,7 +107,7 @@ def ours(executor, net, loss, optimizer, y, weights=None):
     state = np.full((optimizer.n_states, net.plan.size), np.nan, dtype=net.dtype)
     optimizer.init_state(state)
     training = Training(losses.get(loss), optimizer, state, N, 0)
-    one = executors.build(executor, net.plan, net.flat, training, 2)
+    one = executors.build(executor, net, training, 2)
     weights = None if weights is None else weights.ravel()
     batches = Batches(X.reshape(-1, N_IN), y.reshape(STEPS * N, *y.shape[2:]), weights, None, N)
     sums = np.full((STEPS, 2), np.nan)

@@ -121,7 +121,8 @@ def test_the_executors_agree(width, dtype):
         trainer = mb.Trainer(net, optimizer=mb.SGD(0.1, groups=groups), average=mb.EMA(0.8, every=2), executor=name)
         fit(trainer, 4)
         states.append(trainer.averaged_net().flat)
-    np.testing.assert_allclose(*states, rtol=1e-4 if dtype == "float32" else 1e-12, atol=1e-6)
+    for state in states[1:]:
+        np.testing.assert_allclose(state, states[0], rtol=1e-4 if dtype == "float32" else 1e-12, atol=1e-6)
 
 
 @each_average

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastmb as mb
-from fastmb import _snapshot, memory
+from fastmb import _fitting, _snapshot, memory
 
 MB = 10**6
 NETWORKS = {  # sizes, optimiser, mini-batch
@@ -108,6 +108,7 @@ def test_without_room_for_a_file_the_snapshot_is_in_memory(monkeypatch):
 @pytest.mark.parametrize("in_memory", [0, 1 << 23], ids=["file", "memory"])
 def test_a_large_network_that_diverges_keeps_its_last_finite_epoch(bound, in_memory, monkeypatch):
     monkeypatch.setattr(_snapshot, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(_fitting, "SPARING", 0)
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((70, 5)), rng.standard_normal((70, 1))
 
@@ -125,3 +126,17 @@ def test_a_large_network_that_diverges_keeps_its_last_finite_epoch(bound, in_mem
     assert trainer.t == expected.t == bound // 7 * 7
     np.testing.assert_array_equal(trainer.net.flat, expected.net.flat)
     np.testing.assert_array_equal(trainer.state, expected.state)
+
+
+def test_a_snapshot_that_is_some_epochs_old_is_gone_back_to_whole(monkeypatch):
+    monkeypatch.setattr(_snapshot, "IN_MEMORY", 0)
+    monkeypatch.setattr(_fitting, "SPARING", 1e9)
+    X, y = (np.random.default_rng(0).standard_normal((70, n)) for n in (5, 1))
+    trainer = mb.Trainer(mb.mlp([5, 8, 1]), "mse", mb.Adam(lambda t: 0.01 if t < 30 else 1e60), batch_size=10)
+    trainer.fit(X, y, max_epochs=2, verbose=0)
+    flat, state = trainer.net.flat.copy(), trainer.state.copy()
+    with pytest.raises(FloatingPointError, match=r"in epoch 5 at step .* the values they had after update 14"):
+        trainer.fit(X, y, max_epochs=5, verbose=0)
+    assert (trainer.t, trainer.epoch, len(trainer.history["loss"])) == (14, 2, 2)
+    np.testing.assert_array_equal(trainer.net.flat, flat)
+    np.testing.assert_array_equal(trainer.state, state)

@@ -65,6 +65,8 @@ cdef extern from "fastmb.h" nogil:
                      const void *s, void *dz, void *loss) noexcept nogil
         void (*update)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *g,
                        int64_t rows, int64_t n, int64_t stride, int64_t g_stride) noexcept nogil
+        void (*update_outer)(int kind, const void *coef, void *w, void *s0, void *s1, void *s2, const void *x,
+                             const void *dz, int64_t panel_stride, int64_t rows, int64_t n) noexcept nogil
         void (*average)(double weight, const void *w, void *a, int64_t rows, int64_t n, int64_t stride) noexcept nogil
         void (*gather)(const fmb_source *source, const int64_t *index, int64_t first, int rows, double scale,
                        void *out) noexcept nogil

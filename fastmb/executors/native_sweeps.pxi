@@ -553,6 +553,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 panel = m // s.row_tiles
                 m = m % s.row_tiles * e.k.mr
             rows = <int> min(<int64_t> e.k.mr, s.rows - m)
+            if mini.rows == 1 and panel == 0 and 1 < s.panels <= end - tile and s.kind == LINEAR and run.stats == NULL:
+                _update_outer(e, run, s, &into, m, rows)
+                tile += s.panels    # they lie along a row: one row of the mini-batch is always ACROSS
+                continue
             columns = <int> min(<int64_t> e.rb, s.columns - panel * e.rb)
             at = (s.offset + m * s.columns + panel * e.rb) * e.size
             if run.far:
@@ -621,6 +625,27 @@ cdef void _update(Engine *e, Run *run, Stage *s, Into *into, int64_t first, int6
         _update_group(e, run, s, into, s.group, first, head, columns, g, g_stride)
         _update_group(e, run, s, into, s.last_group, first + head * s.columns, rows - head, columns,
                       g + head * g_stride * e.size, g_stride)
+
+
+cdef void _update_outer(Engine *e, Run *run, Stage *s, Into *into, int64_t m, int64_t rows) noexcept nogil:
+    """The update of whole rows m .. of a stage's matrix by the gradient of one row."""
+    cdef int64_t head = max(<int64_t> 0, min(rows, s.cut - m)), at = (s.offset + m * s.columns) * e.size
+    cdef int64_t step = head * s.columns * e.size
+    cdef char *x = s.x + m * e.rb * e.size
+    cdef char *moved[3]
+    cdef char *parts[3]
+    cdef int j
+    for j in range(3):
+        parts[j] = into.state[j] + at if into.state[j] != NULL else NULL
+        moved[j] = parts[j] + step if parts[j] != NULL else NULL
+    if head > 0:
+        e.k.update_outer(into.kind, into.coef + 8 * s.group * e.size, run.params + at, parts[0], parts[1], parts[2], x,
+                         s.dz, s.panel_stride, head, s.columns)
+    if head < rows:
+        e.k.update_outer(into.kind, into.coef + 8 * s.last_group * e.size, run.params + at + step, moved[0], moved[1],
+                         moved[2], x + head * e.rb * e.size, s.dz, s.panel_stride, rows - head, s.columns)
+    if into.weight != 0:
+        e.k.average(into.weight, run.params + at, run.average + at, rows, s.columns, s.columns)
 
 
 cdef void _update_group(Engine *e, Run *run, Stage *s, Into *into, int group, int64_t first, int64_t rows,

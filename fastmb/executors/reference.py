@@ -81,7 +81,15 @@ class NumpyExecutor:
         rules = self.training.rules
         for step, row in enumerate(coefficients):
             rows = _rows_of(batches, first + step)
-            da, tape = self._examples(batches, rows, t + step, 0, sums[step])
+            *others, last = self._parts(rows)
+            total, before = np.zeros(self.plan.size), np.zeros(2)
+            tapes: list[Tape] = []
+            for part in others:
+                da, tape = self._examples(batches, part, t + step, len(others[0]) * len(tapes), sums[step])
+                total, before = total + self._backward(da, tape), before + sums[step]
+                tapes.append(tape)
+            da, tape = self._examples(batches, last, t + step, len(rows) - len(last), sums[step])
+            sums[step] += before
             if not np.isfinite(sums[step, 0]):
                 return step
             weight = sums[step, 1]
@@ -90,16 +98,23 @@ class NumpyExecutor:
                 if norms is not None:
                     norms[rows] = size
                 da = da * shorten(size, rules.clip_per_example)[:, None]
-            gradient = self._mean(self._backward(da, tape), rules.divide or weight, t + step)
+            gradient = self._mean(total + self._backward(da, tape), rules.divide or weight, t + step)
             if stats is not None:
                 size = size * len(rows) / weight if weight > 0 else np.zeros(len(rows))
                 mean = (gradient**2).sum()
                 stats[step] = (size**2).sum(), (size**2).max(initial=0), mean, len(rows), size.sum()
             self._update(row, self._limited(gradient))
-            self._update_buffers(tape)
+            for each in (*tapes, tape):
+                self._update_buffers(each)
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
+
+    def _parts(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows that go through the network together: parts of a mini-batch matter where statistics are taken."""
+        assert self.training is not None
+        size = self.training.rules.part_rows if self.plan.batch_norms else 0
+        return [rows[i : i + size] for i in range(0, len(rows), size)] if size else [rows]
 
     def gradients(self, batches: Batches, t: int, out: np.ndarray, sums: np.ndarray) -> bool:
         da, tape = self._examples(batches, _rows_of(batches, 0), t, 0, sums[0])

@@ -83,14 +83,14 @@ def update(e, run, me, s, into, first, rows, columns, g, g_stride):
     if s.cut == s.rows:
         _update_group(e, run, me, s, into, s.group, first, rows, columns, g, g_stride)
     elif rows == 1:
-        head = max(0, min(columns, s.cut * s.n_out - first))
+        head = max(0, min(columns, s.cut * s.columns - first))
         _update_group(e, run, me, s, into, s.group, first, 1, head, g, g_stride)
         rest = g + head * e.size
         _update_group(e, run, me, s, into, s.last_group, first + head, 1, columns - head, rest, g_stride)
     else:
-        head = max(0, min(rows, s.cut - first // s.n_out))
+        head = max(0, min(rows, s.cut - first // s.columns))
         _update_group(e, run, me, s, into, s.group, first, head, columns, g, g_stride)
-        after, rest = first + head * s.n_out, g + head * g_stride * e.size
+        after, rest = first + head * s.columns, g + head * g_stride * e.size
         _update_group(e, run, me, s, into, s.last_group, after, rows - head, columns, rest, g_stride)
 
 
@@ -103,10 +103,10 @@ def _update_group(e, run, me, s, into, group, first, rows, columns, g, g_stride)
     s1 = into.state1 + where if into.state1 else 0
     s2 = into.state2 + where if into.state2 else 0
     c = me.coefficients + 8 * group * e.size
-    call(into.update, (c, run.params + where, s0, s1, s2, g, rows, columns, s.n_out, g_stride))
+    call(into.update, (c, run.params + where, s0, s1, s2, g, rows, columns, s.columns, g_stride))
     if into.weight != 0:
         w, average = run.params + where, run.average + where
-        call(e.k_average, (address(into) + _WEIGHT, w, average, rows, columns, s.n_out))
+        call(e.k_average, (address(into) + _WEIGHT, w, average, rows, columns, s.columns))
 
 
 @jit
@@ -184,7 +184,7 @@ def _chunk(e, run, c):
     """Chunk `c` of the stored gradient: where it is, and its numbers."""
     s = item(STAGE, e.stages, _stage_of(e, c))
     start = (c - s.first_chunk) * CHUNK
-    return run.gradient + (s.offset + start) * e.size, min(CHUNK, s.rows * s.n_out - start)
+    return run.gradient + (s.offset + start) * e.size, min(CHUNK, s.rows * s.columns - start)
 
 
 @jit

@@ -410,8 +410,8 @@ class Emitter:
     # ---- control --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
-        """For i in range(start, stop, step)"""
+    def loop(self, start: Value | int, stop: Value | int, step: int = 1, unroll: bool = True) -> Iterator[Value]:
+        """As over range(start, stop, step); with `unroll` False LLVM leaves the loop as it is."""
         builder = self.builder
         begin = start if isinstance(start, Value) else self.integer(start)
         end = stop if isinstance(stop, Value) else self.integer(stop)
@@ -425,11 +425,17 @@ class Emitter:
         builder.position_at_end(body)
         yield Value(builder, i)
         i.add_incoming(builder.add(i, ir.Constant(I64, step)), builder.block)
-        builder.branch(head)
+        back = builder.branch(head)
+        if not unroll:
+            module = builder.module
+            mark = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+            name = module.add_metadata([mark, ir.MetaDataString(module, head.name)])
+            name.operands = (name, mark)  # a loop's name begins with itself
+            back.set_metadata("llvm.loop", name)
         builder.position_at_end(after)
 
     def spans(self, n: Value, each: Callable[[Value, int], None], most: int | None = None) -> None:
-        """each(at, count) over n numbers: vectors of `most` (rb) numbers, then of half as many, and so on to one."""
+        """each(at, count) over n >= 0 numbers: vectors of `most` (rb), then of half as many, and so on to one."""
         count = most or self.rb
         whole = n & -count
         with self.loop(0, whole, count) as i:

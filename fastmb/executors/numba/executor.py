@@ -14,28 +14,31 @@ from ..._errors import unknown_name
 from ...losses import FromOutside
 from .. import Rules
 from . import library, records, team
+from .arena import Arena
 from .records import (
     BARRIER_BYTES,
+    BATCH_NORM,
     CHUNK,
     CLIP,
     ENGINE,
     FACTOR,
-    GEMM,
+    IDENTITY,
     INPUTS,
-    INTO,
+    KINDS,
+    LAYER_NORM,
     LINE,
+    LINEAR,
     LOSS,
     MAX_THREADS,
-    MINI,
     NONE,
     NORMS,
     OP,
+    PRELU,
     RUN,
     SIGN,
     SOURCE,
     STAGE,
     WHOLE,
-    WORKER,
 )
 from .target import Target, available_isas, isa
 
@@ -47,7 +50,6 @@ if TYPE_CHECKING:
 
 GROUP = 4  # blocks that go through a stage together when the weights don't fit the second-level cache
 GROUP_BYTES = 1 << 19
-SMALL_BLOCKS = 4
 REGION_FLOPS = 400_000  # work for a thread that makes it worth entering a parallel region
 TRIAL = 0.002  # seconds that one thread, or all, are tried for
 PROVEN = 0.25  # seconds between two trials
@@ -60,11 +62,6 @@ def _one(record: records.Record) -> np.ndarray:
     return np.zeros(1, record)
 
 
-def _line(size: int) -> int:
-    """Bytes of whole cache lines."""
-    return (size + LINE - 1) // LINE * LINE
-
-
 class NumbaExecutor:
     """Runs a plan in code that Numba compiles, on all cores; see `fastmb.executors.Executor` for its methods."""
 
@@ -75,8 +72,11 @@ class NumbaExecutor:
         training: Training | None = None,
         n_threads: int | None = None,
         isa: str | None = None,
+        *,
+        buffers: np.ndarray | None = None,
     ) -> None:
         self.plan, self.params, self.training = plan, params, training
+        self.buffers = np.zeros(plan.buffer_size, plan.dtype) if buffers is None else buffers
         self.n_threads_asked = n_threads
         self.isa = _isa(isa)
         self.target = Target(self.isa, plan.dtype.itemsize)
@@ -111,23 +111,37 @@ class NumbaExecutor:
             for op in chain:
                 self._read_op(self._ops[at], op)
                 at += 1
+        self._cuts = np.array(plan.batch_norms, np.int64)
+        self._running_rstd = np.zeros(plan.buffer_size, plan.dtype)
         first_tile = first_chunk = 0
         for stage, s, ops in zip(plan.stages, self._stages, places[1:], strict=True):
             kinds = [op.kind for op in stage.ops]
             last = stage is plan.stages[-1]
-            s["n_in"], s["n_out"], s["rows"], s["offset"] = stage.n_in, stage.n_out, stage.rows, stage.offset
+            s["kind"], s["eps"] = KINDS.index(stage.kind), stage.eps
+            s["momentum"] = -1 if stage.momentum is None else stage.momentum
+            s["n_in"], s["n_out"], s["offset"] = stage.n_in, stage.n_out, stage.offset
+            s["rows"], s["columns"] = stage.rows, stage.columns
+            s["skip"] = -1 if stage.skip is None else stage.skip
+            if stage.skip is not None:
+                self._stages[stage.skip]["skipped"] = 1
+            s["buffers"] = self.buffers.ctypes.data + stage.buffer_offset * target.itemsize
+            s["running_rstd"] = self._running_rstd.ctypes.data + stage.buffer_offset * target.itemsize
             s["w"] = self.params.ctypes.data + stage.offset * target.itemsize
             s["ops"], s["n_ops"] = ops, len(kinds)
             s["derivative"] = NONE if not kinds else SIGN if kinds == ["relu"] and not last else FACTOR
             s["x_block"] = (stage.n_in + 1) * target.rb
-            s["panels"] = -(-stage.n_out // target.rb)
+            s["panels"] = -(-stage.columns // target.rb)
             s["row_tiles"] = -(-stage.rows // target.mr)
             s["tiles"] = s["row_tiles"] * s["panels"]
             s["first_tile"] = first_tile
             first_tile += s["tiles"]
             s["chunks"], s["first_chunk"] = -(-stage.size // CHUNK), first_chunk
             first_chunk += s["chunks"]
+        for i in range(len(plan.stages) - 1, 0, -1):
+            turns = plan.stages[i].kind == "linear"
+            self._stages[i - 1]["side"] = 1 - self._stages[i]["side"] if turns else self._stages[i]["side"]
         e["size"], e["lanes"], e["rb"], e["mr"] = target.itemsize, target.lanes, target.rb, target.mr
+        e["n_cuts"], e["cuts"], e["trained"] = len(self._cuts), self._cuts.ctypes.data, self.training is not None
         e["n_stages"], e["stages"] = len(plan.stages), self._stages.ctypes.data
         e["input_ops"], e["n_input_ops"] = places[0], len(plan.input_ops)
         e["group"] = GROUP if plan.size * target.itemsize > GROUP_BYTES else 1
@@ -156,7 +170,7 @@ class NumbaExecutor:
         """Which row of coefficients the weight and the bias of each stage take."""
         optimizer = None if self.training is None else self.training.optimizer
         stages = self.plan.stages
-        names = [stage.name + what for stage in stages for what in (".weight", ".bias")[: 1 + stage.bias]]
+        names = [f"{stage.name}.{what}" for stage in stages for what, _ in stage.shapes]
         group = {} if optimizer is None else optimizer.parameter_groups(names)
         self._engine["groups"] = 1 if optimizer is None else optimizer.n_groups
         for stage, s in zip(stages, self._stages, strict=True):
@@ -164,7 +178,7 @@ class NumbaExecutor:
             s["group"] = s["last_group"] = weight
             s["cut"] = stage.rows
             if stage.bias and bias != weight:
-                s["last_group"], s["cut"] = bias, stage.n_in
+                s["last_group"], s["cut"] = bias, stage.rows - 1
 
     def _vary(self, run: np.ndarray, keep: list[Any]) -> None:
         """The dropouts' p at the steps to come, where it isn't always the same."""
@@ -202,15 +216,42 @@ class NumbaExecutor:
                     factor = want & INPUTS if i == 0 else self._stages[i - 1]["derivative"] == FACTOR
                     self._prepare_chain(chain, self._ops[at : at + len(chain)], what, bool(factor))
                     at += len(chain)
-            for i, s in enumerate(self._stages if what == "train" else ()):
-                mode = {NONE: "none", FACTOR: "factor", SIGN: "sign"}[int(s["derivative"])]
-                s["backward"] = self._kernel(f"backward {mode} {'keep' if i or want else 'drop'}")
+            for i, s in enumerate(self._stages if what != "apply" else ()):
+                self._prepare_layer(i, s, what, want)
             needed = {"row_squares": want, "scale_rows": want & CLIP, "outer": want & WHOLE, "limit": want & INPUTS}
             for name, wanted in needed.items():
                 if wanted:
                     e["k_" + name] = self._kernel(name)
             self._ready = (what, want)
         return library.entry(what)
+
+    def _prepare_layer(self, i: int, s: Any, what: str, want: int) -> None:
+        """The kernels of stage i beside its operations'."""
+        kind, e, training = int(s["kind"]), self._engine, what == "train"
+        mode = {NONE: "none", FACTOR: "factor", SIGN: "sign"}[int(s["derivative"])]
+        by = {BATCH_NORM: "feature", LAYER_NORM: "row", PRELU: "slope"}.get(kind)
+        if s["skip"] >= 0:
+            e["k_add"] = self._kernel("add")
+        if s["skip"] >= 0 or kind in (IDENTITY, BATCH_NORM):
+            e["k_copy"] = self._kernel("multiply none")
+        if kind == LAYER_NORM:
+            e["k_row_moments"] = self._kernel("row_moments")
+        if by is not None:
+            s["forth"] = self._kernel("prelu" if kind == PRELU else f"normalize {by}")
+        if training and kind == LINEAR:
+            s["backward"] = self._kernel(f"backward {mode} {'keep' if i or want else 'drop'}")
+        elif training:
+            s["backward"] = self._kernel(f"multiply {mode}")
+        if training and by is not None:
+            s["back"] = self._kernel("prelu_backward" if kind == PRELU else f"normalize_backward {by}")
+            s["sums"] = self._kernel(f"column_sums {by}")
+            if kind == LAYER_NORM:
+                e["k_row_means"] = self._kernel("row_means")
+            if kind == BATCH_NORM:
+                e["k_column_moments"] = self._kernel("column_moments")
+            if want:
+                s["terms"] = self._kernel(f"row_terms {by}")
+                e["k_add"], e["k_multiply"] = self._kernel("add"), self._kernel("multiply factor")
 
     def _prepare_chain(self, chain: tuple[Op, ...], ops: np.ndarray, what: str, factor: bool) -> None:
         """The kernels of operations that follow each other; `factor`: their derivative is written down."""
@@ -269,73 +310,10 @@ class NumbaExecutor:
 
     def _reserve(self, rows: int, threads: int) -> None:
         """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference."""
-        if rows <= self._capacity and threads <= self._arena_threads:
-            return
-        rows, threads = max(rows, self._capacity), max(threads, self._arena_threads)
-        need = self._assign(None, rows, threads)
-        try:
-            arena = np.zeros(need + LINE, np.uint8)
-        except MemoryError:
-            raise MemoryError(f"a mini-batch of {rows} rows needs {need} bytes of buffers") from None
-        self._arena = arena
-        self._assign(arena, rows, threads)
-        self._capacity, self._arena_threads = rows, threads
-
-    def _assign(self, arena: np.ndarray | None, rows: int, threads: int) -> int:
-        """Hands out the arena and returns its size; with None, the size alone."""
-        size, rb, lanes = self.target.itemsize, self.target.rb, self.target.lanes
-        base = 0 if arena is None else arena.ctypes.data + -arena.ctypes.data % LINE
-        at = 0
-
-        def take(count: int) -> int:
-            nonlocal at
-            here = base + at
-            at += _line(count)
-            return here
-
-        # Blocks of small mini-batches may hold half the rows that they have room for.
-        blocks = max(-(-rows // rb), -(-min(rows, SMALL_BLOCKS * threads * rb) // lanes))
-        for s in self._stages:
-            x_block = int(s["x_block"])
-            s["x"] = take(blocks * x_block * size)
-            s["panel_stride"] = blocks * rb * rb
-            s["dz"] = take(int(s["panels"] * s["panel_stride"]) * size)
-            if arena is not None:
-                start = int(s["x"]) - arena.ctypes.data
-                x = (
-                    arena[start : start + blocks * x_block * size]
-                    .view(self.plan.dtype)
-                    .reshape(blocks, x_block // rb, rb)
-                )
-                x[:, -1] = 1.0  # what the bias meets
-        e = self._engine
-        e["row_loss"], e["row_squares"] = take(blocks * rb * 8), take(blocks * rb * 8)
-        e["tile_squares"] = take(int(e["total_tiles"][0]) * 8)
-        e["chunk_squares"] = take(int(e["total_chunks"][0]) * 8)
-        wide = int(e["group"][0] * (e["widest"][0] + 1)) * rb * size
-        workers = np.zeros(threads * WORKER.itemsize + LINE, np.uint8)
-        start = -workers.ctypes.data % LINE
-        records_ = workers[start : start + threads * WORKER.itemsize].view(WORKER)
-        derivatives = np.zeros((threads, len(self._stages)), np.int64)
-        for w, own in zip(records_, derivatives, strict=True):
-            w["da0"], w["da1"] = take(wide), take(wide)
-            for i, s in enumerate(self._stages):
-                if rows > 0 and s["derivative"] == FACTOR:
-                    own[i] = take(int(e["group"][0] * s["n_out"]) * rb * size)
-            w["d"] = own.ctypes.data
-            w["tile"] = take((self.target.mr + 2) * rb * size)
-            w["s"], w["loss"], w["labels"] = take(rb * size), take(rb * size), take(rb * 4)
-            w["target"] = take(self.plan.n_outputs * rb * size)
-            w["gemm"], w["mini"] = take(GEMM.itemsize), take(MINI.itemsize + 4 * LINE)
-            w["coefficients"], w["few"] = take(8 * int(e["groups"][0]) * size), take(64 * 24)
-            w["into"] = take(INTO.itemsize)
-            w["squares"] = take((int(e["group"][0]) + 2) * _line(rb * size))
-            if self.plan.input_ops:
-                w["d_input"] = take(int(e["group"][0]) * self.plan.n_features * rb * size)
-            w["bits"] = take(CHUNK * 4)
-        self._workers, self._derivatives = (workers, records_), derivatives
-        e["workers"] = records_.ctypes.data
-        return at
+        if rows > self._capacity or threads > self._arena_threads:
+            rows, threads = max(rows, self._capacity), max(threads, self._arena_threads)
+            self._arena = Arena(self._engine, self._stages, self.target, rows, threads)
+            self._capacity, self._arena_threads = rows, threads
 
     # ---- calls ----------------------------------------------------------------------------------------------------
 
@@ -353,7 +331,7 @@ class NumbaExecutor:
         assert self.training is not None
         with self._lock:
             run, _keep = self._begin(batches, len(coefficients), t, sums)
-            run["first"], run["sweep"] = first, 1
+            run["first"], run["sweep"], run["running"] = first, 1, 1
             self._optimize(run, coefficients)
             want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
             if self._rules.stored:
@@ -391,7 +369,7 @@ class NumbaExecutor:
     ) -> bool:
         with self._lock:
             run, _keep = self._begin(batches, 1, t, sums)
-            run["part_rows"], run["sweep"], run["row"], run["applied"] = 0, 1, row, 1
+            run["part_rows"], run["sweep"], run["running"], run["row"], run["applied"] = 0, 1, 1, row, 1
             self._store(run, out)
             want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
             if inputs is not None:
@@ -579,7 +557,16 @@ class NumbaExecutor:
             if losses is not None and weights is not None:
                 run["losses"], run["weights"] = losses.ctypes.data, weights.ctypes.data
             self._reserve(0, threads)
+            self._infer_statistics()
             team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+
+    def _infer_statistics(self) -> None:
+        """What inference multiplies by, from the running variances as they are now."""
+        for i in self._cuts:
+            stage = self.plan.stages[i]
+            here, n = stage.buffer_offset, stage.n_in
+            variance = self.buffers[here + n : here + 2 * n].astype(np.float64)
+            self._running_rstd[here : here + n] = 1 / np.sqrt(variance + stage.eps)
 
 
 def _name(op: Op) -> str:

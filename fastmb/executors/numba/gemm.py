@@ -47,7 +47,8 @@ def _tile(rows: int, vectors: int, e: Emitter, *arguments: Value) -> None:
         # Three rows a pointer: p, p + s, p + 2 s are addresses that the processor adds up itself.
         pa = [e.variable(a + (block * a_block + a_m * (3 * i)) * size) for i in range((rows + 2) // 3)]
         pb = e.variable(b + block * b_block * size)
-        with e.loop(0, e.select((blocks - block).equals(1), k_last, k)):
+        # Unrolled, its addresses would not fit the registers.
+        with e.loop(0, e.select((blocks - block).equals(1), k_last, k), unroll=False):
             x = [e.load(pb.get(), v * e.lanes, e.lanes) for v in range(vectors)]
             e.prefetch(pa[0].get() + ahead)
             for m in range(rows):

@@ -77,19 +77,29 @@ def squares(e: Emitter, *arguments: Value) -> None:
 def tile_squares(e: Emitter, *arguments: Value) -> None:
     """The sum of squares of a tile, rows x n, a row every `stride`: in T and vectors, for what is only looked at."""
     g, rows, n, stride, out = arguments
-    total, rest = e.variable(e.zeros(e.rb)), e.variable(e.doubles(0.0, 1))
+    sums, rest = [e.variable(e.zeros(e.lanes)) for _ in range(4)], e.variable(e.doubles(0.0, 1))
+
+    def add(j: Value, i: int) -> None:
+        x = e.load(g, j, e.lanes)
+        sums[i].set(e.fma(x, x, sums[i].get()))
+
     with e.loop(0, rows) as row:
         at, whole = row * stride, n - n % e.rb
+        first, second = sums[0].get(), sums[2].get()
+        sums[0].set(second)  # short rows take turns
+        sums[2].set(first)
         with e.loop(0, whole, e.rb) as j:
-            x = e.load(g, at + j, e.rb)
-            total.set(e.fma(x, x, total.get()))
-        with e.loop(whole, n) as j:
+            add(at + j, 0)
+            add(at + j + e.lanes, 1)
+        half = n - n % e.lanes
+        with e.when(half > whole):
+            add(at + whole, 3)
+        with e.loop(half, n) as j:
             y = e.widen(e.load(g, at + j))
             rest.set(rest.get() + y * y)
-    lanes = e.scratch(e.rb)
-    e.store(total.get(), lanes)
-    with e.loop(0, e.rb) as r:
-        rest.set(rest.get() + e.widen(e.load(lanes, r)))
+    total = (sums[0].get() + sums[2].get()) + (sums[1].get() + sums[3].get())
+    for lane in range(e.lanes):
+        rest.set(rest.get() + e.widen(e.lane(total, lane)))
     e.store_doubles(rest.get(), out)
 
 
@@ -181,5 +191,5 @@ def noise(e: Emitter, *arguments: Value) -> None:
                 def each(j: Value, count: int, place: Value = place) -> None:
                     e.store(e.fma(size, e.load(part, j, count), e.load(g, place + j, count)), g, place + j)
 
-                left = n - place
+                left = e.select(n > place, n - place, e.integer(0))
                 e.spans(e.select(left < lanes, left, e.integer(lanes)), each, most=lanes)

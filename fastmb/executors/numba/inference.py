@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from .blocks import apply, block_rows, class_weight, forward, gather, sample_weight, targets
-from .machine import address, at, atomic_add, call, flush_denormals, get, item, jit, put, restore_denormals, store_f8
-from .records import ENGINE, MINI, RUN, SOURCE, STAGE, WORKER, offset
+from .blocks import apply, block_rows, class_weight, gather, sample_weight, targets
+from .layers import layer
+from .machine import (
+    address,
+    at,
+    atomic_add,
+    call,
+    flush_denormals,
+    get,
+    item,
+    jit,
+    load_i8,
+    put,
+    restore_denormals,
+    store_f8,
+)
+from .records import ENGINE, IDENTITY, MINI, RUN, SOURCE, STAGE, WORKER, offset
 
 _COUNTER = offset(RUN, "counter")
 
@@ -42,10 +56,19 @@ def _rows(e, run, mini, me, first, blocks):
                 apply(e.input_ops, e.n_input_ops, a, 0, 0, s.n_in, 0, 0, False)
             for r in range(e.rb):
                 put(a, s.n_in * e.rb + r, 1.0, e.size)
-        forward(e, s, mini, me, first, blocks, here, block, there, block, 0, n_out)
-        here, there = there, here
+            for j in range(i, e.n_stages if s.skipped else 0):
+                if item(STAGE, e.stages, j).skip == i:
+                    size = s.n_in * e.rb
+                    call(e.k_copy, (size, a, 0, load_i8(me.kept + 8 * j) + b * size * e.size))
+        if s.kind != IDENTITY:
+            layer(e, s, mini, me, first, blocks, here, block, there, block, 0, n_out, False, 0, 1)
+            here, there = there, here
         for b in range(blocks):
-            apply(s.ops, s.n_ops, here + b * block * e.size, 0, 0, n_out, 0, 0, False)
+            a = here + b * block * e.size
+            if s.skip >= 0:
+                size = n_out * e.rb
+                call(e.k_add, (size, load_i8(me.kept + 8 * i) + b * size * e.size, a))
+            apply(s.ops, s.n_ops, a, 0, 0, n_out, 0, 0, False)
     for b in range(blocks):
         a = here + b * block * e.size
         row = (first + b) * mini.block_rows

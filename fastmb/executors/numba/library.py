@@ -25,7 +25,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from . import activations, dropout, gemm, gradients, layout, losses, updates
+from . import activations, columns, dropout, gemm, gradients, layout, losses, norms, updates
 from .applied import apply_stored
 from .emit import Emitter, Value
 from .inference import infer
@@ -55,6 +55,17 @@ KERNELS: dict[str, Callable[..., None]] = {
     "limit": gradients.limit,
     "outer": gradients.outer,
     "noise": gradients.noise,
+    "normalize": norms.normalize,
+    "normalize_backward": norms.normalize_backward,
+    "row_moments": norms.row_moments,
+    "row_means": norms.row_means,
+    "row_terms": norms.row_terms,
+    "prelu": norms.prelu,
+    "prelu_backward": norms.prelu_backward,
+    "add": norms.add,
+    "multiply": norms.multiply,
+    "column_moments": columns.column_moments,
+    "column_sums": columns.column_sums,
 }
 #: How many arguments an emitter takes beside its words and the `Emitter`.
 TAKES = {
@@ -75,6 +86,17 @@ TAKES = {
     "limit": 3,
     "outer": 6,
     "noise": 8,
+    "normalize": 8,
+    "normalize_backward": 10,
+    "row_moments": 5,
+    "row_means": 8,
+    "row_terms": 6,
+    "prelu": 6,
+    "prelu_backward": 7,
+    "add": 3,
+    "multiply": 4,
+    "column_moments": 8,
+    "column_sums": 9,
 }
 
 

@@ -27,24 +27,38 @@ def _record(*fields: str, size: int = 0) -> Record:
 #: updates since `since`, or 0: always the same. `function`: a user's own.
 OP = _record("train", "infer", "f8 value", "seed", "index", "threshold", "f8 scale", "rates", "since", "function")
 
-#: One `Linear` and its operations. `derivative`: see `DERIVATIVES`.
+#: One layer and its operations.
 STAGE = _record(
-    *("n_in", "n_out", "rows", "offset", "w"),  # w: [rows][n_out], `offset` elements into the flat vector
-    *("ops", "n_ops", "derivative", "backward"),  # backward: the kernel
+    *("kind", "n_in", "n_out", "rows", "columns", "offset", "w"),  # w: [rows][columns], `offset` into the flat vector
+    *("ops", "n_ops", "derivative"),
     *("x", "x_block"),  # its input, [block][n_in + 1][rb], and the elements of a block
-    *("dz", "panels", "panel_stride"),  # its output gradient, [panel][row][rb]
+    *("dz", "panels", "panel_stride"),  # its output gradient, [panel][row][rb]; if not LINEAR [block][n_out][rb]
+    *("backward", "forth", "back", "sums", "terms"),  # kernels; all but the first are of other layers, see `layers`
+    "side",  # of the gradients that go back, the one in which its output's is
+    *("skip", "skipped"),  # the stage whose input is added to what this one gives, or -1; whether this one's is
+    *("f8 eps", "f8 momentum"),  # momentum -1: the mean over all mini-batches
+    *("stats", "buffers", "running_rstd"),  # buffers: running mean [n], variance [n], mini-batches [1]
     *("row_tiles", "tiles", "first_tile"),
     *("group", "last_group", "cut"),  # rows of coefficients: of matrix rows before `cut`, and of those from there on
     *("chunks", "first_chunk"),  # of the matrix, where a gradient that is stored is applied
 )
+KINDS = ("linear", "batch_norm", "layer_norm", "prelu", "identity")
+LINEAR, BATCH_NORM, LAYER_NORM, PRELU, IDENTITY = range(5)
+#: Of a stage's operations:
 NONE, FACTOR, SIGN = 0, 1, 2  # no operation; written by the forward pass; ReLU alone: the sign of the output
+
+#: The statistics of a batch normalisation, [n] each; DWEIGHT and DBIAS are the sums over rows of dz xhat and dz.
+MEAN, RSTD, VARIANCE, DWEIGHT, DBIAS, ACROSS, ALONG, N_STATISTICS = range(8)
 
 #: A thread's scratch, and its range of each sweep.
 WORKER = _record(
     *("next_block", "last_block", "next_tile", "last_tile"),
-    *("da0", "da1", "d", "tile", "s", "labels", "target", "loss"),  # d: addresses, one a stage
-    *("gemm", "mini", "coefficients", "few"),
-    *("squares", "d_input", "bits", "into"),  # of a group's rows: squared norms, and what they are made of
+    *("da0", "da1"),  # activations in inference
+    *("grad0", "grad1"),  # gradients of a group's activations; with batch normalisation of all blocks, for all threads
+    *("d", "held", "kept"),  # addresses, one a stage: derivatives; output gradients and, in inference, inputs to add
+    *("tile", "s", "labels", "target", "loss", "stats"),  # stats: a block's mean, rstd, across, along
+    *("gemm", "mini", "coefficients", "few", "all_rows"),
+    *("squares", "d_input", "factors", "bits", "into"),  # of rows: squared norms, and what they are made of
     *("expected_first", "expected_last", "expected_at", "expected_lines"),
     size=4 * LINE,
 )
@@ -61,10 +75,16 @@ INTO = _record("update", "state0", "state1", "state2", "f8 weight")
 #: A product of tiles, see `gemm`.
 GEMM = _record("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", "k_last", "ahead")
 
-#: A plan made ready to run.
+#: The rows of a mini-batch in blocks: where the next block of x, of dz and of rows' statistics is, in elements; rows of
+#: a block, and of all blocks together.
+ROWS = _record("x_block", "dz_block", "stats_block", "block_rows", "rows")
+
+#: A plan made ready to run. `cuts`: the stages that need statistics of all rows, where the row sweep is cut into
+#: phases; `trained`: whether rows that come back are trained on.
 ENGINE = _record(
     *("size", "lanes", "rb", "mr", "n_stages", "stages", "input_ops", "n_input_ops"),
-    *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "dropout"),
+    *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "trained"),
+    *("n_cuts", "cuts"),
     *("total_chunks", "tile_squares", "chunk_squares", "row_squares"),
     *(
         "k_row_squares",
@@ -76,11 +96,17 @@ ENGINE = _record(
         "k_limit",
         "k_outer",
         "k_noise",
+        "k_add",
+        "k_copy",
+        "k_multiply",
+        "k_row_moments",
+        "k_row_means",
+        "k_column_moments",
     ),  # kernels
 )
 
 #: What one call works on. `x`, `y`: SOURCE; `order`, `sample_weight`: addresses or 0; `row_weights`: whether a
-#: mini-batch's weight isn't its number of rows.
+#: mini-batch's weight isn't its number of rows; `running`: whether running statistics move.
 RUN = _record(
     *("x", "y", "order", "sample_weight", "n", "loss_kernel", "indices", "row_weights"),
     *("first", "steps", "batch_size", "t", "coefficients", "sums", "update", "params", "state0", "state1", "state2"),
@@ -88,7 +114,7 @@ RUN = _record(
     *("result", "losses", "weights", "counter"),  # inference
     *("offsets", "part_rows", "f8 clip", "f8 noise", "secure", "f8 max_norm", "f8 limit", "f8 divide"),  # `Rules`
     *("want", "sweep", "stored", "applied", "gradient", "row", "stats", "norms", "norms_out", "whole", "inputs"),
-    *("failed", "store", "accumulate", "seed", "f8 input_scale", "columns", "average"),
+    *("failed", "store", "accumulate", "seed", "f8 input_scale", "columns", "average", "running"),
 )
 #: What a row sweep is to do besides the step's own work: the norm of every row's own gradient; shorten those that are
 #: longer than `clip`; write every row's gradient out; the gradient with respect to the input.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from .applied import limit
-from .machine import call, get, item, jit, load_i8, put, store_f4, store_f8
-from .records import CLIP, INPUTS, LINE, STAGE, WHOLE
+from .layers import layer_shorten, layer_squares, layer_whole
+from .machine import at, call, get, item, jit, load_i8, put, store_f4, store_f8
+from .places import d_input, gradient, input_side, squares, width
+from .records import CLIP, INPUTS, LINEAR, STAGE, WHOLE
 
 
 @jit
@@ -18,69 +20,85 @@ def loss_scale(run, mini):
 
 
 @jit
-def _width(e):
-    return (e.rb * e.size + LINE - 1) // LINE * LINE
-
-
-@jit
-def row_squares(e, s, home, first, blocks, dz, block, start):
-    """Adds to the squared norms of the blocks' rows what a stage has: its weight's gradient by one row is the product
+def row_squares(e, s, home, first, blocks, start):
+    """Adds to the squared norms of the blocks' rows what a stage has: a weight's gradient by one row is the product
     of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015).
     """
-    width = _width(e)
-    x = home.squares + e.group * width
+    x, dz = home.factors, home.factors + width(e)
     for b in range(blocks):
-        total = home.squares + b * width
+        total = squares(e, home, first, b)
+        if start:
+            for r in range(e.rb):
+                put(total, r, 0.0, e.size)
+        if s.kind != LINEAR:
+            layer_squares(e, s, home, first + b, gradient(e, home, 1 - s.side, first, b), total)
+            continue
         call(e.k_row_squares, (s.x + (first + b) * s.x_block * e.size, s.rows, x))
-        call(e.k_row_squares, (dz + b * block * e.size, s.n_out, x + width))
+        call(e.k_row_squares, (gradient(e, home, s.side, first, b), s.n_out, dz))
         for r in range(e.rb):
-            before = 0.0 if start else get(total, r, e.size)
             # Of floats, the product is exact in double; it is rounded by itself, and then the sum.
-            put(x, r, get(x, r, e.size) * get(x + width, r, e.size), e.size)
-            put(total, r, before + get(x, r, e.size), e.size)
+            put(x, r, get(x, r, e.size) * get(dz, r, e.size), e.size)
+            put(total, r, get(total, r, e.size) + get(x, r, e.size), e.size)
 
 
 @jit
-def each_row(e, run, mini, home, me, first, blocks, dx, block):
+def each_row(e, run, mini, home, me, first, blocks):
     """What is wanted of the blocks' rows, now that their gradients are there."""
-    width = _width(e)
     scale = loss_scale(run, mini)
     scale = 1.0 / scale if scale > 0 else 0.0
-    factor = home.squares + e.group * width
-    n_in = item(STAGE, e.stages, 0).n_in
+    side = input_side(at(STAGE, e.stages))
     for b in range(blocks):
         row = (first + b) * mini.block_rows
         rows = min(mini.block_rows, mini.rows - row)
-        shorter = False
-        for r in range(rows):
-            square = get(home.squares + b * width, r, e.size) * scale * scale
-            norm = math.sqrt(square)
-            place = mini.begin + row + r
-            store_f8(e.row_squares + 8 * ((first + b) * e.rb + r), square)
-            if run.norms_out:
-                put(run.norms_out, place, norm, e.size)
-            if run.norms:
-                store_f4(run.norms + 4 * (load_i8(run.order + 8 * place) if run.order else place), norm)
-            shorter = shorter or norm > run.clip
-            put(factor, r, run.clip / norm if norm > run.clip else 1.0, e.size)
+        shorter = _norms(e, run, mini, home, first, b, row, rows, scale)
+        scratch = gradient(e, home, 1 - side, first, b)
         for i in range(e.n_stages):
             s = item(STAGE, e.stages, i)
             dz = s.dz + (first + b) * e.rb * e.rb * e.size
             if run.want & CLIP and shorter:
-                call(e.k_scale_rows, (dz, s.panels, s.panel_stride, rows, factor))
-            if run.want & WHOLE:
+                if s.kind == LINEAR:
+                    call(e.k_scale_rows, (dz, s.panels, s.panel_stride, rows, home.factors))
+                else:
+                    layer_shorten(e, s, first + b, home.factors)
+            if run.want & WHOLE and s.kind != LINEAR:
+                layer_whole(e, run, s, i, first + b, rows, mini.begin + row, scratch)
+            elif run.want & WHOLE:
                 for r in range(rows):
                     x = s.x + ((first + b) * s.x_block + r) * e.size
                     _whole(e, run, s, i, x, dz + r * e.rb * e.size, mini.begin + row + r)
         if run.want & INPUTS:
-            here = dx + b * block * e.size
-            if e.n_input_ops > 0:
-                for i in range(n_in * e.rb):
-                    slope = get(home.d_input, b * n_in * e.rb + i, e.size)
-                    put(here, i, get(here, i, e.size) * slope, e.size)
-            out = run.inputs + (mini.begin + row) * n_in * e.size
-            call(e.scatter, (here, n_in, rows, out, n_in))
-            limit(e, me, out, rows * n_in, run.input_scale, math.inf)
+            _inputs(e, run, home, me, first, b, mini.begin + row, rows, gradient(e, home, side, first, b))
+
+
+@jit
+def _norms(e, run, mini, home, first, b, row, rows, scale):
+    """The norms of a block's rows, and the factors that shorten them; whether any is too long."""
+    shorter = False
+    for r in range(rows):
+        square = get(squares(e, home, first, b), r, e.size) * scale * scale
+        norm = math.sqrt(square)
+        place = mini.begin + row + r
+        store_f8(e.row_squares + 8 * ((first + b) * e.rb + r), square)
+        if run.norms_out:
+            put(run.norms_out, place, norm, e.size)
+        if run.norms:
+            store_f4(run.norms + 4 * (load_i8(run.order + 8 * place) if run.order else place), norm)
+        shorter = shorter or norm > run.clip
+        put(home.factors, r, run.clip / norm if norm > run.clip else 1.0, e.size)
+    return shorter
+
+
+@jit
+def _inputs(e, run, home, me, first, b, place, rows, dx):
+    """A block's gradient with respect to the user's input."""
+    n_in = at(STAGE, e.stages).n_in
+    if e.n_input_ops > 0:
+        slopes = d_input(e, home, first, b)
+        for i in range(n_in * e.rb):
+            put(dx, i, get(dx, i, e.size) * get(slopes, i, e.size), e.size)
+    out = run.inputs + place * n_in * e.size
+    call(e.scatter, (dx, n_in, rows, out, n_in))
+    limit(e, me, out, rows * n_in, run.input_scale, math.inf)
 
 
 @jit

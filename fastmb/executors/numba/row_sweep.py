@@ -1,0 +1,221 @@
+"""The row sweep: blocks of rows through all stages, the loss, and back.
+
+Each batch normalisation needs sums over all rows, and cuts the way forward and the way back into phases. Then what a
+block keeps on its way has room for all blocks and belongs to all threads.
+"""
+
+from __future__ import annotations
+
+from .blocks import apply, gather, sample_weight, targets, vectors
+from .layers import layer, layer_dx, layer_dz, prepare
+from .machine import address, at, atomic_add, call, get, item, jit, load_f8, load_i8, put, store_f8
+from .places import d_input, gradient, input_side, own
+from .records import FACTOR, GEMM, IDENTITY, INPUTS, LINEAR, SIGN, SOURCE, STAGE, WORKER, offset
+from .rows import each_row, loss_scale, row_squares
+from .sync import wait
+
+KC = 512  # products of a chain before the next rows are looked at, where several blocks share weights
+_NEXT_BLOCK = offset(WORKER, "next_block")
+
+
+@jit
+def row_sweep(e, run, mini, me, tid, threads):
+    """All blocks forward and back."""
+    for phase in range(2 * e.n_cuts + 1):
+        if phase > 0:
+            _meet(e, mini, me, phase, tid, threads)
+        _phase(e, run, mini, me, phase, tid, threads)
+
+
+@jit
+def _meet(e, mini, me, phase, tid, threads):
+    """Between two phases: what a batch normalisation needs of all rows, each thread for some features; and the blocks
+    are there to be taken again.
+    """
+    forward = phase <= e.n_cuts
+    cut = load_i8(e.cuts + 8 * (phase - 1 if forward else 2 * e.n_cuts - phase))
+    s = item(STAGE, e.stages, cut)
+    wait(e.barrier, tid, threads)
+    me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
+    low, high = _panels(s.n_in, e.rb, tid, threads)
+    prepare(e, s, mini, me, forward, low, high)
+    wait(e.barrier, tid, threads)
+
+
+@jit
+def _phase(e, run, mini, me, phase, tid, threads):
+    """Blocks of rows: this thread's own, then what is left of the others'. Where there are fewer blocks than threads,
+    all threads work on every block, each on a part of the features of every stage.
+    """
+    if mini.blocks < threads:
+        for block in range(mini.blocks):
+            _rows(e, run, mini, at(WORKER, e.workers), me, block, 1, phase, tid, threads)
+        return
+    for i in range(threads):
+        owner = item(WORKER, e.workers, (tid + i) % threads)
+        while True:
+            block = atomic_add(address(owner) + _NEXT_BLOCK, e.group)
+            if block >= owner.last_block:
+                break
+            _rows(e, run, mini, me, me, block, min(e.group, owner.last_block - block), phase, 0, 1)
+
+
+@jit
+def _rows(e, run, mini, home, me, first, blocks, phase, part, parts):
+    """Blocks `first` .. of the mini-batch: gathered, forward, loss, backward, or of these what belongs to `phase`. Does
+    part `part` of `parts`, each a range of features in whole panels, which meet where one needs what another has made.
+    """
+    back = 2 * e.n_cuts - phase  # phases left
+    if phase <= e.n_cuts:
+        start = load_i8(e.cuts + 8 * (phase - 1)) if phase > 0 else 0
+        end = load_i8(e.cuts + 8 * phase) if phase < e.n_cuts else e.n_stages
+        _forth(e, run, mini, home, me, first, blocks, start, end, part, parts)
+    if phase == e.n_cuts:
+        if part == 0:
+            for b in range(blocks):
+                _loss(e, run, mini, home, first + b, gradient(e, home, 0, first, b))
+        wait(e.barrier, part, parts)
+    if phase >= e.n_cuts:
+        top = load_i8(e.cuts + 8 * back) if phase > e.n_cuts else -1
+        bottom = load_i8(e.cuts + 8 * (back - 1)) if back > 0 else -1
+        _back(e, run, mini, home, me, first, blocks, top, bottom, part, parts)
+    if run.want and part == 0 and back == 0:
+        each_row(e, run, mini, home, me, first, blocks)
+
+
+@jit
+def _forth(e, run, mini, home, me, first, blocks, start, end, part, parts):
+    """Stages `start` .. `end` - 1."""
+    if part == 0 and start == 0:
+        s = at(STAGE, e.stages)
+        for b in range(blocks):
+            row = (first + b) * mini.block_rows
+            rows = min(mini.block_rows, mini.rows - row)
+            out = s.x + (first + b) * s.x_block * e.size
+            gather(run, at(SOURCE, run.x), mini.begin + row, rows, out)
+            d = d_input(e, home, first, b) if e.n_input_ops > 0 and run.want & INPUTS else 0
+            place = run.row + mini.row + row
+            apply(e.input_ops, e.n_input_ops, out, d, 0, s.n_in, run.t + mini.step, place, True)
+    wait(e.barrier, part, parts)
+
+    for i in range(start, end):
+        s = item(STAGE, e.stages, i)
+        block = (e.widest + 1) * e.rb
+        out = gradient(e, home, 0, first, 0)
+        if i + 1 < e.n_stages:
+            following = item(STAGE, e.stages, (i + 1))
+            block = following.x_block
+            out = following.x + first * block * e.size
+        low, high = _panels(s.n_out, e.rb, part, parts)
+        x = s.x + first * s.x_block * e.size
+        layer(e, s, mini, me, first, blocks, x, s.x_block, out, block, low, high, True, part, parts)
+        for b in range(blocks):
+            a = out + (b * block + low * e.rb) * e.size
+            if s.skip >= 0:
+                source = item(STAGE, e.stages, s.skip)
+                skipped = source.x + ((first + b) * source.x_block + low * e.rb) * e.size
+                call(e.k_add, ((high - low) * e.rb, skipped, a))
+            d = own(e, home.d, i, first, b, low) if s.derivative == FACTOR else 0
+            place = run.row + mini.row + (first + b) * mini.block_rows
+            apply(s.ops, s.n_ops, a, d, low, high - low, run.t + mini.step, place, True)
+        wait(e.barrier, part, parts)
+
+
+@jit
+def _back(e, run, mini, home, me, first, blocks, top, bottom, part, parts):
+    """From the last stage to the first. Or, where phases meet in a stage, from the input gradient of stage `top` to the
+    output gradient of stage `bottom`; -1 where they don't.
+    """
+    for i in range(top if top >= 0 else e.n_stages - 1, max(bottom, 0) - 1, -1):
+        s = item(STAGE, e.stages, i)
+        if i != top:
+            low, high = _panels(s.n_out, e.rb, part, parts)
+            for b in range(blocks):
+                _output_gradient(e, run, mini, home, s, i, first, b, low, high)
+        if i > 0 or run.want:
+            wait(e.barrier, part, parts)
+        if run.want and part == 0 and i != top:
+            row_squares(e, s, home, first, blocks, i + 1 == e.n_stages)
+        if i == bottom or (i == 0 and not run.want & INPUTS):
+            continue
+        low, high = _panels(s.n_in, e.rb, part, parts)
+        if s.kind == LINEAR:
+            dz, dx = gradient(e, home, s.side, first, 0), gradient(e, home, 1 - s.side, first, 0)
+            _backward(e, s, mini, me, first, blocks, dz, dx, (e.widest + 1) * e.rb, low, high)
+        for b in range(blocks):
+            dx = gradient(e, home, input_side(s), first, b)
+            if s.kind != LINEAR:
+                layer_dx(e, s, home, first + b, dx, low, high, part, parts)
+            for j in range(i, e.n_stages if s.skipped else 0):
+                if item(STAGE, e.stages, j).skip == i:
+                    here = dx + low * e.rb * e.size
+                    call(e.k_add, ((high - low) * e.rb, own(e, home.held, j, first, b, low), here))
+        wait(e.barrier, part, parts)
+
+
+@jit
+def _output_gradient(e, run, mini, home, s, i, first, b, low, high):
+    """Features low .. high of a block's gradient from behind stage i's operations to before them."""
+    block = first + b
+    rows = min(mini.block_rows, mini.rows - block * mini.block_rows)
+    da = gradient(e, home, s.side, first, b) + low * e.rb * e.size
+    d = 0
+    if s.derivative == FACTOR:
+        d = own(e, home.d, i, first, b, low)
+    elif s.derivative == SIGN:
+        following = item(STAGE, e.stages, (i + 1))
+        d = following.x + (block * following.x_block + low * e.rb) * e.size
+    if s.kind == LINEAR:
+        panels = s.dz + (low // e.rb * s.panel_stride + block * e.rb * e.rb) * e.size
+        call(s.backward, (da, d, high - low, rows, panels, s.panel_stride))
+    else:
+        layer_dz(e, s, block, da, d, low, high)
+    if s.skip > 0 or (s.skip == 0 and run.want & INPUTS):
+        if s.kind != LINEAR and s.kind != IDENTITY:
+            da = s.dz + (block * s.n_out + low) * e.rb * e.size
+        call(e.k_copy, ((high - low) * e.rb, da, 0, own(e, home.held, i, first, b, low)))
+
+
+@jit
+def _panels(n, width, part, parts):
+    """A part of n features, in whole panels."""
+    panels = (n + width - 1) // width
+    return min(n, part * panels // parts * width), min(n, (part + 1) * panels // parts * width)
+
+
+@jit
+def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):
+    """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
+    g = at(GEMM, me.gemm)
+    depth = s.n_out if blocks == 1 else KC
+    g.a_m, g.a_k, g.a_block, g.ahead = s.n_out, 1, 0, 0
+    g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
+    for k in range(0, s.n_out, depth):
+        g.k = g.k_last = min(depth, s.n_out - k)
+        for m in range(low, high, e.mr):
+            for b in range(blocks):
+                rows, width = min(e.mr, high - m), vectors(e, mini, first + b)
+                w = s.w + (m * s.n_out + k) * e.size
+                from_, to = dz + (b * block + k * e.rb) * e.size, dx + (b * block + m * e.rb) * e.size
+                call(e.gemm, (me.gemm, rows, width, k > 0, w, from_, to))
+
+
+@jit
+def _loss(e, run, mini, me, block, z):
+    """The block's row losses, and its output gradient in place of the outputs."""
+    row = block * mini.block_rows
+    position = mini.begin + row
+    rows = min(mini.block_rows, mini.rows - row)
+    scale = loss_scale(run, mini)
+    row_loss = e.row_loss + 8 * block * e.rb
+    for r in range(e.rb):
+        weight = sample_weight(run, position + r) if r < rows else 0.0
+        put(me.s, r, weight * scale, e.size)
+        store_f8(row_loss + 8 * r, weight)
+    targets(e, run, me, position, rows)
+    call(run.loss_kernel, (e.loss, rows, z, me.labels, me.target, me.s, z, me.loss))
+    for r in range(rows):
+        value = load_f8(row_loss + 8 * r) * get(me.loss, r, e.size)
+        store_f8(row_loss + 8 * r, value)
+        if value - value != 0:
+            run.bad = 1

@@ -1,0 +1,136 @@
+"""The weight sweep: tiles of the weight gradients, a sum over all rows each, and the update of the weights under them."""
+
+from __future__ import annotations
+
+from .applied import read_coefficients, to_array, to_update, update
+from .layers import layer_gradient, move_statistics
+from .machine import (
+    address,
+    at,
+    atomic_add,
+    call,
+    item,
+    jit,
+    load_i8,
+    prefetch_rows,
+    prefetch_write,
+    put,
+)
+from .records import GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
+
+ACROSS_BYTES = 1 << 18  # output gradients up to here stay near: tiles go along rows of weights
+_NEXT_TILE = offset(WORKER, "next_tile")
+
+
+@jit
+def weight_sweep(e, run, mini, me, tid, threads):
+    """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
+    chunk = 1 + 64 // max(1, mini.rows)
+    read_coefficients(e, run, me, mini.step)
+    _expect(e, run, mini, me, tid, threads)
+    if run.running and tid == threads - 1:
+        move_statistics(e, mini)
+    for i in range(threads):
+        owner = item(WORKER, e.workers, (tid + i) % threads)
+        while True:
+            tile = atomic_add(address(owner) + _NEXT_TILE, chunk)
+            if tile >= owner.last_tile:
+                break
+            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile))
+
+
+@jit
+def _expect(e, run, mini, me, tid, threads):
+    """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each tile
+    a few cache lines, since all at once they would be waited for.
+    """
+    x = at(SOURCE, run.x)
+    following = mini.begin + mini.rows
+    rows = min(mini.rows, run.n - following)
+    me.expected_first = me.expected_last = me.expected_at = 0
+    more = mini.step + 1 < run.steps or not mini.last
+    if more and not run.offsets and rows > 0 and x.col_stride > 0:
+        blocks = (rows + mini.block_rows - 1) // mini.block_rows
+        me.expected_first = following + min(rows, tid * blocks // threads * mini.block_rows)
+        me.expected_last = following + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
+        lines = (me.expected_last - me.expected_first) * ((x.columns * x.col_stride + LINE - 1) // LINE)
+        me.expected_lines = 1 + lines * threads // e.total_tiles
+
+
+@jit
+def _ask_for_rows(run, me):
+    x = at(SOURCE, run.x)
+    lines = me.expected_lines
+    while lines > 0 and me.expected_first < me.expected_last:
+        row = me.expected_first
+        if run.order:
+            row = load_i8(run.order + 8 * row)
+        prefetch_rows(x.data + row * x.row_stride + me.expected_at)
+        me.expected_at += LINE
+        if me.expected_at >= x.columns * x.col_stride:
+            me.expected_at = 0
+            me.expected_first += 1
+        lines -= 1
+
+
+@jit
+def _ask_for_tile(where, rows, size, stride):
+    """Asks for `rows` rows of `size` bytes that will be written, `stride` bytes apart."""
+    for r in range(rows):
+        for i in range(0, size, LINE):
+            prefetch_write(where + r * stride + i)
+
+
+@jit
+def _tiles(e, run, mini, me, tile, end):
+    """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's gradient is,
+    and the update of w.
+    """
+    g = at(GEMM, me.gemm)
+    into = to_array(run, me, run.row + mini.row > 0) if run.stored else to_update(run, me, mini.step)
+    i = 0
+    s = at(STAGE, e.stages)
+    while tile >= s.first_tile + s.tiles:
+        i += 1
+        s = item(STAGE, e.stages, i)
+    while tile < end:
+        s = item(STAGE, e.stages, i)
+        g.a_m, g.a_k, g.a_block, g.ahead = e.rb, 1, s.x_block, 0
+        g.b_k, g.b_block = e.rb, e.rb * e.rb
+        g.c_m = s.columns if s.panels == 1 else e.rb
+        g.blocks = mini.blocks
+        g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
+        across = s.n_out * mini.rows * e.size <= ACROSS_BYTES
+        while tile < end and tile < s.first_tile + s.tiles:
+            m = tile - s.first_tile
+            if across:
+                panel, m = m % s.panels, m // s.panels * e.mr
+            else:
+                panel, m = m // s.row_tiles, m % s.row_tiles * e.mr
+            rows = min(e.mr, s.rows - m)
+            columns = min(e.rb, s.columns - panel * e.rb)
+            start, stride = m * s.columns + panel * e.rb, s.columns * e.size
+            if run.far:
+                for array in (run.params, into.state0, into.state1, into.state2):
+                    if array:
+                        _ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, stride)
+            if into.weight != 0:
+                _ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
+            if me.expected_first < me.expected_last:
+                _ask_for_rows(run, me)
+            if mini.rows > 0 and s.kind != LINEAR:
+                layer_gradient(e, s, mini, me, panel * e.rb, columns, g.c_m, me.tile)
+            elif mini.rows > 0:
+                x, dz = s.x + m * e.rb * e.size, s.dz + panel * s.panel_stride * e.size
+                call(e.gemm, (me.gemm, rows, 2 if columns > e.lanes else 1, 0, x, dz, me.tile))
+            else:
+                for j in range((e.mr + 2) * e.rb):
+                    put(me.tile, j, 0.0, e.size)
+            if s.panels == 1:  # whole rows of weights, and so of gradients: one span
+                columns *= rows
+                rows = 1
+            if run.stats and not run.stored:
+                call(e.k_tile_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * tile))
+            update(e, run, me, s, into, start, rows, columns, me.tile, e.rb)
+            tile += 1
+        i += 1
