@@ -67,7 +67,7 @@ def _sum(e: Emitter, terms: Terms, by: str, rows: Value, *places: Value, n_sums:
             left = n - whole - v * wide
             with e.when(left > 0):
                 there = e.lane_numbers(64, wide) < left
-                add(v, size, whole // size, lambda value, there=there: e.select(there, value, 0.0))
+                add(v, size, whole // size, lambda value, there=there: e.select(there, value, 0.0))  # type: ignore[misc]
 
     with e.either(e.field(ROWS, rows, "block_rows").equals(e.rb)) as (two, one):
         with two:
