@@ -26,13 +26,13 @@ class Batches(mb.Callback):
         pass
 
 
-ASKED = {"early_stopping": 1.02, "early_stopping, best weights": 1.02, "schedule": 1.02, "batches": None}
+ASKED = {"early_stopping": 1.02, "early_stopping, best weights": 1.02, "schedule": 1.02, "EMA": 1.02, "batches": None}
 
 
 def callbacks(case: str) -> list[mb.Callback]:
     if case == "batches":
         return [Batches()]
-    if case == "schedule":
+    if case in ("schedule", "EMA"):
         return []
     return [mb.EarlyStopping("loss", patience=10**6, restore_best="best" in case)]
 
@@ -40,7 +40,8 @@ def callbacks(case: str) -> list[mb.Callback]:
 @pytest.mark.parametrize("case", ASKED)
 def test_cost(benchmark: Any, case: str) -> None:
     X, y = WORK.data()
-    plain, other = trainer(WORK, n_threads=1), trainer(WORK, n_threads=1)
+    plain = trainer(WORK, n_threads=1)
+    other = trainer(WORK, n_threads=1, average=mb.EMA(0.999) if case == "EMA" else None)
     if case == "schedule":  # longer than anything here trains
         other.optimizer = mb.SGD(lr=mb.OneCycleLR(max_lr=WORK.lr, total_steps=10**7), momentum=0.9)
     called = callbacks(case)
