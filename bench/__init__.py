@@ -8,8 +8,14 @@ machine's peak measured in the same rounds, and the largest error against float6
 - ``bench_step``: training steps; `workloads` names the work, `peers` is how each library does it at its best;
 - ``bench_matmul``, ``bench_activation_backward``, ``bench_reduction``: the functions of `fastmb.ops`;
 - ``bench_latency``: one step, and one prediction, of a few rows from Python;
-- ``bench_custom``: a user's own activation against the built-in one;
 - ``bench_import``: the time of an import, the size of a wheel.
+
+Others go beside a baseline of fastmb's own, or of plain NumPy, and tell the ratio to it and what it is to be at most:
+
+- ``bench_custom``: a user's own activation beside the built-in one;
+- ``bench_gradients``: steps that look at their gradients beside plain ones;
+- ``bench_callbacks``: callbacks and schedules beside a plain fit;
+- ``bench_checkpoint``: `Trainer.save` beside `numpy.save` and fsync.
 
 ``--threads 2,1`` measures with these counts instead of all processors. ``pytest bench --benchmark-disable`` runs
 everything once, untimed, and checks that all do the same mathematics. Programs beside the suites:
@@ -18,6 +24,7 @@ everything once, untimed, and checks that all do the same mathematics. Programs 
 - ``python -m bench.scaling`` shows how the cost of a step grows with batch, width, depth and rows; ``--model`` reckons
   what more cores would give.
 - ``python -m bench.threads`` sets the thread count that fastmb picks against every fixed one.
+- ``python -m bench.neighbours`` tells what a step takes beside busy neighbours.
 
 A figure is worth something on a quiet machine only. Environment variables that choose another library's kernels or
 threads (OPENBLAS_CORETYPE, OPENBLAS_L2_SIZE, OPENBLAS_NUM_THREADS, MKL_*, OMP_*) handicap a peer without a word:

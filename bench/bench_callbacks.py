@@ -1,23 +1,19 @@
-"""What callbacks and schedules cost a step of `mnist`: fits with each against a plain fit, in turn, on one thread.
+"""What callbacks and schedules cost a step of `mnist`: fits with each beside a plain fit, in turn, on one thread.
 
-Times are of the processor, so that what else runs disturbs them less. ``extra_info`` has the cost in percent of the
-plain fit, the median of the rounds; a schedule or early stopping is to cost at most 2 %. `batches` is what a callback
-costs that asks to be called after every mini-batch.
+A schedule or early stopping is to cost at most 2 %. `batches` is what a callback costs that asks to be called after
+every mini-batch.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import pytest
 
 import fastmb as mb
 
-from .machine import environment, isa, processor
 from .peers import trainer
+from .turns import Contender, in_turn
 from .workloads import WORKLOADS
 
 WORK = WORKLOADS["mnist"]
@@ -30,47 +26,43 @@ class Batches(mb.Callback):
         pass
 
 
-def schedule(steps: int) -> mb.OneCycleLR:
-    return mb.OneCycleLR(max_lr=WORK.lr, total_steps=steps)
+ASKED = {"early_stopping": 1.02, "early_stopping, best weights": 1.02, "schedule": 1.02, "EMA": 1.02, "batches": None}
 
 
-CASES: dict[str, Callable[[], mb.Callback] | None] = {
-    "early_stopping": lambda: mb.EarlyStopping("loss", patience=10**6),
-    "early_stopping, best weights": lambda: mb.EarlyStopping("loss", patience=10**6, restore_best=True),
-    "schedule": None,
-    "batches": Batches,
-}
+def callbacks(case: str) -> list[mb.Callback]:
+    if case == "batches":
+        return [Batches()]
+    if case in ("schedule", "EMA"):
+        return []
+    return [mb.EarlyStopping("loss", patience=10**6, restore_best="best" in case)]
 
 
-@pytest.mark.benchmark(timer=time.thread_time)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ASKED)
 def test_cost(benchmark: Any, case: str) -> None:
     X, y = WORK.data()
-    epochs, rounds = 4, 1 if benchmark.disabled else 25
-    make = CASES[case]
-    fit = {"max_epochs": epochs, "verbose": 0}
-    plain, other = trainer(WORK, n_threads=1), trainer(WORK, n_threads=1)
-    if make is None:
-        steps = WORK.steps * epochs * (rounds + 2)
-        other.optimizer = mb.SGD(lr=schedule(steps), momentum=0.9)
-    callbacks = [] if make is None else [make()]
-    times: list[float] = []
+    plain = trainer(WORK, n_threads=1)
+    other = trainer(WORK, n_threads=1, average=mb.EMA(0.999) if case == "EMA" else None)
+    if case == "schedule":  # longer than anything here trains
+        other.optimizer = mb.SGD(lr=mb.OneCycleLR(max_lr=WORK.lr, total_steps=10**7), momentum=0.9)
+    called = callbacks(case)
 
-    def without() -> None:
-        begin = time.thread_time()
-        plain.fit(X, y, **fit)
-        times.append(time.thread_time() - begin)
+    def run_plain(epochs: int) -> None:
+        plain.fit(X, y, max_epochs=epochs, verbose=0)
 
-    benchmark.group = f"{WORK.name} {WORK.shape}, batch {WORK.batch}"
-    benchmark.pedantic(other.fit, args=(X, y), kwargs=fit | {"callbacks": callbacks}, setup=without, rounds=rounds)
-    if benchmark.disabled:
-        return
-    ratios = [mine / plainly for mine, plainly in zip(benchmark.stats.stats.data, times, strict=True)]
-    benchmark.extra_info.update(
-        us_a_step=1e6 * benchmark.stats.stats.median / (epochs * WORK.steps),
-        plain_us_a_step=1e6 * median(times) / (epochs * WORK.steps),
-        cost_percent=100 * (median(ratios) - 1),
-        isa=isa(),
-        processor=processor(),
-        environment=environment(),
+    def run(epochs: int) -> None:
+        other.fit(X, y, max_epochs=epochs, verbose=0, callbacks=called)
+
+    benchmark.group = "callbacks and schedules"
+    in_turn(
+        benchmark,
+        {"fastmb": Contender(run, WORK.steps), "plain step": Contender(run_plain, WORK.steps)},
+        case=case,
+        shape=f"{WORK.shape}, batch {WORK.batch}",
+        dtype="float32",
+        threads=1,
+        flops=WORK.flops,
+        baseline="plain step",
+        asked=ASKED[case],
+        rounds=15,
+        seconds=0.1,
     )

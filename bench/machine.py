@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -47,15 +48,21 @@ def fma_peak(dtype: str, threads: int, seconds: float = 0.1) -> float | None:
     return float(native.fma_peak(dtype, threads, seconds))
 
 
+@cache
+def _arrays(count: int, size: int) -> list[np.ndarray]:
+    return [np.ones(size, np.uint8) for _ in range(count)]
+
+
 def copy_bandwidth(threads: int, seconds: float = 0.1, size: int = 1 << 26) -> float:
     """GB/s read and written by `threads` threads that copy `size` bytes each, far more than caches hold, now."""
-    arrays = [(np.ones(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
+    arrays = _arrays(2 * threads, size)
+    pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
     rates: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         end = time.perf_counter() + seconds
         while not rates or time.perf_counter() < end:
             start = time.perf_counter()
-            list(pool.map(lambda pair: np.copyto(*pair), arrays))  # copyto lets go of the GIL
+            list(pool.map(lambda pair: np.copyto(*pair), pairs))  # copyto lets go of the GIL
             rates.append(2e-9 * size * threads / (time.perf_counter() - start))
     return median(rates)
 

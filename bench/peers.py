@@ -18,8 +18,8 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
-def trainer(work: Workload, dtype: str = "float32", n_threads: int | None = None) -> Any:
-    """The `fastmb.Trainer` of a workload."""
+def trainer(work: Workload, dtype: str = "float32", n_threads: int | None = None, **options: Any) -> Any:
+    """The `fastmb.Trainer` of a workload, with more options, or another `batch_size`, if they are given."""
     import fastmb as mb
 
     optimizer: mb.Adam | mb.SGD
@@ -31,7 +31,8 @@ def trainer(work: Workload, dtype: str = "float32", n_threads: int | None = None
     values = [array for pair in work.weights(dtype) for array in pair]
     for view, value in zip(net.parameters().values(), values, strict=True):
         view[...] = value
-    return mb.Trainer(net, loss=work.loss, optimizer=optimizer, batch_size=work.batch, seed=0, n_threads=n_threads)
+    options = {"batch_size": work.batch, "seed": 0, "n_threads": n_threads} | options
+    return mb.Trainer(net, loss=work.loss, optimizer=optimizer, **options)
 
 
 class FastMB(Peer):

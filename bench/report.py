@@ -46,8 +46,8 @@ def time_text(seconds: float) -> str:
 
 
 def best_peer(info: Result) -> tuple[str, float] | None:
-    """Who is the fastest of the others, and how many times fastmb's time it takes."""
-    baseline = "numpy" if "over_numpy" in info else None  # which everyone imports
+    """Who is the fastest of the peers, and how many times fastmb's time it takes."""
+    baseline = info.get("baseline", {}).get("name")
     others = {n: result["seconds"] for n, result in info["contenders"].items() if n not in ("fastmb", baseline)}
     if not others:
         return None
@@ -58,17 +58,9 @@ def best_peer(info: Result) -> tuple[str, float] | None:
 def table(group: str, infos: list[Result]) -> str:
     """A suite as Markdown."""
     names = list(dict.fromkeys(name for info in infos for name in info["contenders"]))
-    heads = [
-        "case",
-        "shape",
-        "dtype",
-        "threads",
-        *names,
-        "fastmb: rate",
-        "of the peak",
-        "largest error",
-        "times the best",
-    ]
+    peers, baselines = any(map(best_peer, infos)), any("baseline" in info for info in infos)
+    heads = ["case", "shape", "dtype", "threads", *names, "fastmb: rate", "of the peak", "largest error"]
+    heads += ["over the baseline (asked)"] * baselines + ["times the best"] * peers
     lines = [f"## {group}", "", f"| {' | '.join(heads)} |", "|---|---|---|" + "---:|" * (len(heads) - 3)]
     for info in infos:
         ours = info["contenders"]["fastmb"]
@@ -84,21 +76,34 @@ def table(group: str, infos: list[Result]) -> str:
             if result["error"] is not None
         ]
         cells.append(", ".join(shown) or "-")
-        best = best_peer(info)
-        cells.append(f"{best[1]:.2f} ({best[0]})" if best else "-")
+        if baselines:
+            cells.append(_baseline_cell(info))
+        if peers:
+            best = best_peer(info)
+            cells.append(f"{best[1]:.2f} ({best[0]})" if best else "-")
         lines.append(f"| {' | '.join(cells)} |")
     slower = [info["case"] for info in infos if (best := best_peer(info)) and best[1] < 1]
-    lines += ["", f"A peer is faster in: {', '.join(slower)}." if slower else "No peer is faster.", ""]
-    over = next((info["over_numpy"] for info in infos if "over_numpy" in info), None)
-    if over:
-        each = (f"{name} {time_text(max(seconds, 0))}" for name, seconds in over.items() if name != "numpy")
-        lines += [f"Over NumPy's own import: {', '.join(each)}.", ""]
+    lines.append("")
+    if peers:
+        lines += [f"A peer is faster in: {', '.join(slower)}." if slower else "No peer is faster.", ""]
     return "\n".join(lines)
 
 
 def _time_cell(result: Result, bold: bool) -> str:
     text = f"**{time_text(result['seconds'])}**" if bold else time_text(result["seconds"])
     return f"{text} ({time_text(result['fastest'])} to {time_text(result['slowest'])})" if bold else text
+
+
+def _baseline_cell(info: Result) -> str:
+    if "baseline" not in info:
+        return "-"
+    baseline, times = info["baseline"], {name: result["seconds"] for name, result in info["contenders"].items()}
+    plain = times[baseline["name"]]
+    over = f"{baseline['name']} {baseline['ratio'] - 1:+.1%}"
+    if baseline["asked"]:
+        return f"{over} ({baseline['asked'] - 1:+.0%})"
+    others = [f"{name} {time_text(max(s - plain, 0))}" for name, s in times.items() if name != baseline["name"]]
+    return f"{over}: {', '.join(others)}" if len(others) > 1 else over
 
 
 def sizes(info: Result) -> str:
@@ -131,8 +136,9 @@ def conditions(infos: list[Result]) -> str:
     lines += sorted({f"Missing: {why}." for info in infos for why in info.get("left_out", ())})
     lines += [f"NOTE: {name}={value} was set and may handicap a peer." for name, value in environment.items()]
     lines.append(
-        "Medians of rounds in which all work in turn; in brackets fastmb's fastest and slowest round. The last column "
-        "is the best peer's time divided by fastmb's: below 1 the peer is faster."
+        "Medians of rounds in which all work in turn; in brackets fastmb's fastest and slowest round. `times the best` "
+        "is the best peer's time divided by fastmb's: below 1 the peer is faster. A baseline is no peer but the same "
+        "work without what is timed: the column says how much longer fastmb takes, and what was asked for at the most."
     )
     return "\n\n".join(lines) + "\n"
 
@@ -166,8 +172,9 @@ def plot_share(found: dict[str, list[Result]], path: Path) -> bool:
                 if name in ("fastmb", best and best[0]):
                     face = _colour(name) if name == "fastmb" else "none"
                     axis.plot(info["work"], share, "o", color=_colour(name), markerfacecolor=face, markersize=5)
-        axis.set(xscale="log", ylim=(0, 1), title=group, xlabel="FLOP" if infos[0]["unit"] == "GFLOP/s" else "bytes")
+        axis.set(xscale="log", title=group, xlabel="FLOP" if infos[0]["unit"] == "GFLOP/s" else "bytes")
         axis.set_ylabel("share of the peak")
+        axis.set_ylim(0, max(1, axis.get_ylim()[1]))  # what stays in a cache is faster than a copy of memory
     _save(
         figure, path, dict.fromkeys(name for infos in groups.values() for info in infos for name in info["contenders"])
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from . import neighbours, report, scaling, threads, time_to_accuracy
+from . import neighbours, report, scaling, threads, time_to_accuracy, turns
 from .peers import PEERS, missing
 from .workloads import WORKLOADS
 
@@ -119,8 +122,11 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     suites = {
         "steps": [result("one", {"fastmb": 1e-5, "jax": 2e-5}), result("two", {"fastmb": 4e-5, "numpy": 2e-5})],
-        "import": [result("import", {"fastmb": 0.2, "numpy": 0.15}, work=None)],
+        "import": [result("import", {"fastmb": 0.2, "numpy": 0.15, "jax": 0.35}, work=None)],
+        "callbacks": [result("schedule", {"fastmb": 1.01e-4, "plain step": 1e-4})],
     }
+    suites["import"][0]["baseline"] = {"name": "numpy", "ratio": 4 / 3, "asked": None}
+    suites["callbacks"][0]["baseline"] = {"name": "plain step", "ratio": 1.01, "asked": 1.02}
     entries = [{"group": group, "extra_info": info} for group, infos in suites.items() for info in infos]
     size = {"wheel_bytes": 1e6, "installed_bytes": {"fastmb": 2e6}, "versions": {}, "environment": {}}
     entries += [{"group": "size", "extra_info": size}, {"group": "somebody else's", "extra_info": {}}]
@@ -132,6 +138,9 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = "| one | 8-8 | float32 | 2 | **10 us** (5 us to 20 us) | 20 us | - | 100 GFLOP/s | 50% |"
     assert row + " fastmb 1.0e-07, jax 1.0e-07 | 2.00 (jax) |" in text
     assert "A peer is faster in: two." in text
+    assert text.count("No peer is faster.") == 1  # of the import; beside callbacks there is none
+    assert "| numpy +33.3%: fastmb 50 ms, jax 200 ms | 1.75 (jax) |" in text
+    assert "| plain step +1.0% (+2%) |" in text
     assert "Missing: torch left out: No module named 'torch'." in text
     assert "NOTE: OMP_NUM_THREADS=1 was set" in text
     assert "fastmb's wheel: 1.00 MB" in text
@@ -140,6 +149,50 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"![{plot}]({plot}.svg)" in text
         assert "steps" in drawn
         assert len(drawn) < 60_000
+
+
+class Benchmark:
+    """pytest-benchmark's fixture, as far as it is used here."""
+
+    disabled = False
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, Any] = {}
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+
+    def pedantic(self, run: Any, args: Any, setup: Any, rounds: int) -> None:
+        for _ in range(rounds):
+            setup()
+            self.stats.stats.data.append(turns.seconds_of(run, *args))
+
+
+def test_a_turn_tells_the_ratio_to_the_baseline() -> None:
+    benchmark = Benchmark()
+    calls = {
+        "fastmb": turns.Contender(turns.looped(partial(time.sleep, 0.004)), units=2),
+        "plain": turns.Contender(turns.looped(partial(time.sleep, 0.001))),
+    }
+    turns.in_turn(
+        benchmark,
+        calls,
+        case="a nap",
+        shape="-",
+        dtype="float32",
+        threads=1,
+        baseline="plain",
+        asked=1.5,
+        rounds=3,
+        seconds=0.02,
+        settle=False,
+    )
+    assert benchmark.extra_info["baseline"]["ratio"] == pytest.approx(2, rel=0.6)
+    assert len(benchmark.stats.stats.data) == 3
+    assert report.best_peer(benchmark.extra_info) is None
+
+
+def test_fastest_picks_the_way_that_is_done_soonest() -> None:
+    slow, fast = (turns.Contender(turns.looped(partial(time.sleep, s)), how={"s": s}) for s in (0.01, 0.0001))
+    assert turns.fastest([slow, fast], 0.02).how == {"s": 0.0001}
 
 
 def test_report_of_nothing_says_so(tmp_path: Path) -> None:

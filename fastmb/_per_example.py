@@ -71,14 +71,16 @@ class PerExample:
 
         However the rows of a mini-batch are divided among calls, one row a call or all in one, `apply` makes the same
         update, but for rounding: gradients are summed over the rows and divided by the sum of their weights at the
-        end. Parameters are as in `step`. A second call of `fit` or `step` leaves what waits as it is.
+        end. Not so with `BatchNorm1d`, which takes the statistics of each call's rows, more than one, and moves the
+        running ones at each call. Parameters are as in `step`. A second call of `fit` or `step` leaves what waits as
+        it is.
 
         Raises
         ------
         FloatingPointError
             If the loss is NaN or infinite; nothing is added then.
         ValueError
-            If gradients from `backward` wait already.
+            If gradients from `backward` wait already; if there is one row, and `BatchNorm1d` needs more.
 
         Examples
         --------
@@ -133,7 +135,8 @@ class PerExample:
 
         For who owns the loss: policy gradients, physics, another network on top. Gradients of the parameters are summed
         over the rows, ``sum_i J_i' g_i``, and over calls, as `torch.Tensor.backward` does; `apply` divides them by
-        nothing. Dropout is that of the next update.
+        nothing. Dropout is that of the next update. `BatchNorm1d` takes the statistics of each call's rows, and moves
+        the running ones: g is that of outputs in training then, which ``net(X)`` doesn't return.
 
         Parameters
         ----------
@@ -174,7 +177,8 @@ class PerExample:
 
         A row's gradient is that of its own loss, class weights included; dropout is that of the next `step` on these
         rows. A weight's gradient by one row is the product of its input and its output gradient, so that the norms come
-        out of one pass forward and back (Goodfellow 2015, "Efficient per-example gradient computations").
+        out of one pass forward and back (Goodfellow 2015, "Efficient per-example gradient computations"). A
+        `ValueError` where `BatchNorm1d` mixes the rows; likewise in `per_example_gradients` and `input_gradients`.
         """
         with self._lock:
             check_rows_apart(self.net, "per_example_norms")
@@ -228,7 +232,9 @@ class PerExample:
             return found
 
     def per_example_losses(self, X: Any, y: Any) -> np.ndarray:
-        """Every row's own loss, ``(n,)`` float64, class weights included, without dropout, as `evaluate` takes it."""
+        """Every row's own loss, ``(n,)`` float64, class weights included, as `evaluate` takes it: without dropout, and
+        with the running statistics of `BatchNorm1d`.
+        """
         with self._lock:
             batches = self._mini_batch(X, y, None)
             n = len(batches.X)

@@ -19,6 +19,7 @@ import numpy as np
 
 from ._checks import integer, number
 from ._errors import missing_extra
+from ._per_example import check_rows_apart
 from .history import History
 from .optim import SGD, Optimizer
 
@@ -153,6 +154,11 @@ def advise_batch_size(
     -------
     BatchSizeAdvice
 
+    Raises
+    ------
+    ValueError
+        If `BatchNorm1d` mixes the rows, so that they have no gradients of their own.
+
     See Also
     --------
     branch_test : The check by experiment.
@@ -241,6 +247,11 @@ def branch_test(
     -------
     list of Branch
         In the order of `factors`.
+
+    Raises
+    ------
+    ValueError
+        If `BatchNorm1d` mixes the rows, so that they have no gradients of their own.
     """
     if (X_val is None) != (y_val is None):
         raise ValueError("X_val and y_val must be given together")
@@ -266,6 +277,7 @@ def branch_test(
 
 def _noise(trainer: Trainer, X: Any, y: Any) -> tuple[float, float, float]:
     """The gradient noise scale at the trainer's weights, and its interval."""
+    check_rows_apart(trainer.net, "the gradient noise scale")
     rows = np.linspace(0, len(X) - 1, min(len(X), NOISE_ROWS)).astype(np.int64)
     some = (X, y) if len(rows) == len(X) else (np.asarray(X)[rows], np.asarray(y)[rows])
     still = _copy(trainer, max(2, min(NOISE_BATCH, len(rows) // 4)), 1.0, None, SGD(lr=0.0), gradient_stats=True)

@@ -215,7 +215,7 @@ class Sequential:
         )
 
     def jacobian(self, X: Any) -> np.ndarray:
-        """The derivatives of every output by every input, row by row, without dropout.
+        """The derivatives of every output by every input, row by row, as in prediction: without dropout.
 
         Of what ``net(X)`` returns: of probabilities if the network ends in `Softmax`; with respect to `X` as it is
         given (``input_scale`` is in it). Takes one pass forward and back for each output.
@@ -272,17 +272,17 @@ class Sequential:
         return out[..., 0] if self.squeeze else out
 
     def digest(self) -> str:
-        """A short name for the parameters' bits, so that two people can compare theirs over the telephone.
+        """A short name for what training changes, so that two people can compare theirs over the telephone.
 
-        It is the same for two networks exactly if all parameters have the same names, shapes, dtype and values, to the
-        bit (but for one chance in 2^64).
+        It is the same for two networks exactly if all parameters and buffers (running statistics) have the same names,
+        shapes, dtype and values, to the bit (but for one chance in 2^64).
 
         Returns
         -------
         str
             The first 16 hexadecimal digits of the SHA-256 (FIPS 180-4) of, for each parameter in the order of
-            `parameters`, the line ``name shape dtype`` in ASCII, such as ``0.weight 784x128 <f4``, ended by a newline,
-            and its values, little-endian, in C order.
+            `parameters` and then each buffer in the order of `buffers`, the line ``name shape dtype`` in ASCII, such
+            as ``0.weight 784x128 <f4``, ended by a newline, and its values, little-endian, in C order.
 
         Examples
         --------
@@ -294,7 +294,7 @@ class Sequential:
         import hashlib
 
         sha = hashlib.sha256()
-        for name, array in self._parameters.items():
+        for name, array in (self._parameters | self._buffers).items():
             values = np.ascontiguousarray(array, self.dtype.newbyteorder("<"))
             sha.update(f"{name} {'x'.join(map(str, array.shape))} {values.dtype.str}\n".encode())
             sha.update(values.view(np.uint8).data)

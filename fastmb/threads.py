@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from ._errors import unknown_name
 
@@ -21,15 +24,28 @@ CALL_FLOPS_PER_THREAD = 400_000.0
 
 Folder = str | os.PathLike[str]
 
+_at_most: ContextVar[int | None] = ContextVar("fastmb_at_most", default=None)
 _looked: tuple[float, int] = (-math.inf, 1)  # when the machine was last looked at, and what it allows
 
 
 def resolve(asked: int | None, flops: float, flops_per_thread: float = FLOPS_PER_THREAD) -> int:
     """The threads for steps, or a call, of `flops` operations."""
-    allowed = limit()
+    allowed, most = limit(), _at_most.get()
+    if most is not None:
+        allowed = min(allowed, most)
     if asked is not None:
         return min(asked, allowed)
     return max(1, min(allowed, int(flops / flops_per_thread)))
+
+
+@contextmanager
+def at_most(n: int | None) -> Iterator[None]:
+    """Calls within, in this Python thread, take no more than `n` threads."""
+    token = _at_most.set(n)
+    try:
+        yield
+    finally:
+        _at_most.reset(token)
 
 
 def limit() -> int:

@@ -70,7 +70,7 @@ class Trainer(PerExample, Averaged):
         (``pip install 'fastmb[numba]'``); or the slow and plain reference. Default: the first that is there.
     accumulate_steps : int, default 1
         Make an update from so many mini-batches of `batch_size` rows, as from one that has all their rows, in the
-        memory of one (an epoch's last update takes what is left).
+        memory of one (an epoch's last update takes what is left). `BatchNorm1d` takes the statistics of each.
     max_grad_norm : float, optional
         Scale the mean gradient so that its norm over all parameters is no larger (Pascanu et al. 2013; as
         `torch.nn.utils.clip_grad_norm_`).
@@ -78,6 +78,7 @@ class Trainer(PerExample, Averaged):
         Cut each number of the mean gradient to ``-clip_value .. clip_value``, after `max_grad_norm`.
     clip_per_example : float, optional
         Scale every row's own gradient so that its norm is no larger, before the mean is taken (Abadi et al. 2016).
+        This, Poisson sampling and `gradient_stats` exclude `BatchNorm1d`, which mixes the rows.
     noise_multiplier : float, default 0
         Add normal noise to the sum of the clipped gradients, of deviation ``noise_multiplier * clip_per_example`` for
         each number, before it is divided by the rows: differentially private SGD.

@@ -181,7 +181,11 @@ def cases():
 
 
 OPTIMIZERS = {
-    kind: optimizer for cls in optim.OPTIMIZERS.values() for optimizer in (cls(),) for kind in (optimizer.kind,)
+    kind: optimizer
+    for cls in optim.OPTIMIZERS.values()
+    if cls.fused  # the others have no kernel
+    for optimizer in (cls(),)
+    for kind in (optimizer.kind,)
 } | {
     "sgd, decayed": mb.SGD(lr=0.1, weight_decay=0.01),
     "momentum": mb.SGD(lr=0.1, momentum=0.9, dampening=0.1),

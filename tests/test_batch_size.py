@@ -114,3 +114,13 @@ def test_a_branch_test_trains_copies(capsys):
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(trained())
+
+
+@pytest.mark.parametrize("call", [mb.advise_batch_size, mb.branch_test])
+def test_batch_normalisation_has_no_noise_scale(call):
+    net = mb.Sequential(mb.Linear(64, 8), mb.BatchNorm1d(8), mb.Linear(8, 10))
+    trainer = mb.Trainer(net)
+    before = net.digest()
+    with pytest.raises(ValueError, match=r"the gradient noise scale needs every row's own gradient; .* BatchNorm1d"):
+        call(trainer, *mb.datasets.load_digits())
+    assert net.digest() == before

@@ -30,7 +30,11 @@ X, Y = np.zeros((5, 3), np.float32), np.zeros(5, int)
         ({"batch_size": True}, TypeError, "batch_size must be an integer >= 1; got True"),
         ({"seed": -1}, ValueError, "seed must be an integer from 0 to 18446744073709551615; got -1"),
         ({"n_threads": 0}, ValueError, "n_threads must be an integer >= 1; got 0"),
-        ({"executor": "Native"}, ValueError, "executor must be one of 'native', 'numpy'; got 'Native'; did you mean"),
+        (
+            {"executor": "Native"},
+            ValueError,
+            "executor must be one of 'native', 'numba', 'numpy'; got 'Native'; did you mean",
+        ),
         ({"input_scale": 0}, ValueError, "input_scale must be a number in (0, inf); got 0"),
         ({"input_scale": np.nan}, ValueError, "input_scale must be a number in (0, inf); got nan"),
         (

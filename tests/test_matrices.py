@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastmb as mb
-from fastmb import executors, memory
+from fastmb import executors, memory, threads
 from fastmb.optim import matrices
 
 RNG = np.random.default_rng(0)
@@ -118,6 +118,32 @@ def test_groups_hold_for_both(executor):
     fit(trainer, 2)
     after = trainer.net.parameters()
     assert [name for name in before if (before[name] == after[name]).all()] == ["0.weight", "0.bias"]
+
+
+def test_large_matrices_have_the_same_bits_for_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 3)
+    wide = np.random.default_rng(2).standard_normal((60, 300))
+    found = set()
+    for n_threads in (1, 2, 3, None):
+        trainer = mb.Trainer(mb.mlp([300, 200, 3]), optimizer=mb.Muon(0.05), n_threads=n_threads)
+        trainer.step(wide, Y)
+        found.add(trainer.net.digest())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(("n_threads", "most"), [(1, 1), (3, 3), (7, 5), (None, 5)])
+def test_products_take_no_more_threads_than_the_trainer_may(n_threads, most, monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 5)
+    seen = []
+
+    def orthogonalized(g, *options):
+        seen.append(threads.resolve(None, 1e12))
+        return g
+
+    monkeypatch.setattr(matrices, "orthogonalized", orthogonalized)
+    make(mb.Muon(0.05), n_threads=n_threads).step(X, Y)
+    assert seen == [most, most]
+    assert threads.resolve(None, 1e12) == 5
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------

@@ -234,6 +234,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     assert np.array_equal(trainer.net.flat, before)
 
 
+def test_it_evaluates_before_it_has_trained():
+    ours, theirs = (mb.Trainer(network("float32"), "mse", executor=name) for name in ("numba", "native"))
+    assert ours.evaluate(X, VALUES) == theirs.evaluate(X, VALUES)
+
+
 # ---- with and without ----------------------------------------------------------------------------------------------
 
 
@@ -249,16 +254,17 @@ def test_numba_is_imported_when_it_is_asked_for():
 
 
 @same_bits
-def test_without_the_extension_numba_is_the_default_and_the_bits_are_the_same():
-    train = """
+@pytest.mark.parametrize("optimizer", ["mb.Adam()", "mb.Muon(0.05)", "mb.Adafactor(0.05)"])
+def test_without_the_extension_numba_is_the_default_and_the_bits_are_the_same(optimizer):
+    train = f"""
 X, y = np.random.default_rng(0).standard_normal((200, 9)), np.arange(200) % 3
 X[0, 0] = 1e-300
-trainer = mb.Trainer(mb.mlp([9, 16, 3]), seed=3)
+trainer = mb.Trainer(mb.mlp([9, 16, 3]), optimizer={optimizer}, seed=3)
 trainer.fit(X, y, max_epochs=2, X_val=X, y_val=y, verbose=0)
 import hashlib
 print(trainer.executor, hashlib.sha256(trainer.net.flat.tobytes()).hexdigest(), trainer.history["val_loss"])
 """
-    pure = "import sys; sys.modules['fastmb.executors.native'] = None\n"
+    pure = "import sys; sys.modules['fastmb.executors.native'] = sys.modules['fastmb.ops._native'] = None\n"
     start = "import numpy as np, fastmb as mb\n"
     without = in_a_new_process(pure + start + "assert mb.show_config()['executor'] == 'numba'\n" + train)[0]
     with_it = in_a_new_process(start + train)[0]

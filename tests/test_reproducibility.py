@@ -25,6 +25,12 @@ SCRIPT = Path(__file__).parent / "reproducibility" / "digests.py"
 digests = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 EXPECTED = json.loads(digests.FILE.read_text())
 OPTIMIZERS = {f"{name} {dtype}" for name, _ in digests.optimizers() for dtype in ("float32", "float64")}
+LAYERED = {
+    f"{name}{what} {dtype}"
+    for name in digests.layers()
+    for what in ("", ", Muon", ", noise")
+    for dtype in ("float32", "float64")
+} & EXPECTED.keys()
 TRAINED = {name for name in EXPECTED if not name.startswith("initial ")}
 ISAS = [isa for isa in native.available_isas() if isa != "v2"]
 
@@ -43,7 +49,12 @@ def check(found, names=TRAINED):
 def test_the_file_has_every_case_and_no_other():
     assert EXPECTED.keys() == digests.recipes().keys() | digests.initial_weights().keys()
     assert len(set(map(EXPECTED.get, OPTIMIZERS))) == len(OPTIMIZERS)
-    assert {optimizer.kind for _, optimizer in digests.optimizers()} == optim.KINDS.keys()
+    found = [optimizer for _, optimizer in digests.optimizers()]
+    assert {type(optimizer) for optimizer in found} == set(optim.OPTIMIZERS.values())
+    assert {optimizer.kind for optimizer in found} == optim.KINDS.keys() | {"muon", "adafactor"}
+    stages = [stage for name in digests.layers() for stage in digests.layered("float32", name).plan.stages]
+    assert {stage.kind for stage in stages} == set(native.KINDS)
+    assert any(stage.skip is not None for stage in stages)
 
 
 def test_initial_weights():
@@ -67,8 +78,8 @@ def test_one_thread_and_two(n_threads):
 @needs_fma
 @pytest.mark.parametrize("n_threads", [3, 4, 7])
 def test_more_threads(n_threads):
-    """They may be more than the processors, and then take their time: the optimisers alone, in float32."""
-    names = {name for name in OPTIMIZERS if name.endswith("float32")}
+    """They may be more than the processors, and then take their time: optimisers and layers, in float32."""
+    names = {name for name in OPTIMIZERS | LAYERED if name.endswith("float32")}
     check(digests.train(names=names, allowed=n_threads, n_threads=n_threads), names)
 
 
@@ -142,8 +153,19 @@ def test_a_digest_tells_apart_what_differs_in_a_bit():
     assert all(len(digest) == 16 and int(digest, 16) >= 0 for digest in found)
 
 
-def test_a_digest_sees_parameters_alone():
-    """Not the gaps between them, not what a trainer has told the network."""
+def test_a_digest_sees_running_statistics():
+    net = mb.Sequential(mb.Linear(2, 1, init="zeros"), mb.BatchNorm1d(1, affine=False))
+    text = b"0.weight 2x1 <f4\n" + bytes(8) + b"0.bias 1 <f4\n" + bytes(4) + b"1.running_mean 1 <f4\n" + bytes(4)
+    text += b"1.running_var 1 <f4\n" + np.ones(1, "<f4").tobytes() + b"1.num_batches_tracked 1 <f4\n" + bytes(4)
+    assert net.digest() == hashlib.sha256(text).hexdigest()[:16]
+    for array in net.buffers().values():
+        before = net.digest()
+        array[0] = np.nextafter(array[0], np.float32(9))
+        assert net.digest() != before
+
+
+def test_a_digest_sees_nothing_else():
+    """Not the gaps between parameters, not what a trainer has told the network."""
     net = mb.mlp([3, 2, 2])
     before = net.digest()
     gap = np.ones(net.plan.size, bool)

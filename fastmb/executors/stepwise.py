@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import threads
 from ..optim.base import COLUMNS, Optimizer
 from ..plan import views
 from . import Training, load
@@ -41,7 +42,7 @@ class StepwiseExecutor:
 
     def __init__(self, name: str, net: Sequential, training: Training, n_threads: int | None) -> None:
         plan, params = net.plan, net.flat
-        self.params, self.training = params, training
+        self.params, self.training, self.n_threads = params, training, n_threads
         stored = np.zeros((1, plan.size), plan.dtype)
         inner = replace(training, optimizer=_Gradient(), state=stored, average=None)
         self._inner = load(name)(plan, params, inner, n_threads, buffers=net.flat_buffers)
@@ -90,7 +91,7 @@ class StepwiseExecutor:
 
     def _update(self, row: np.ndarray) -> None:
         optimizer, average = self.training.optimizer, self.training.average
-        with np.errstate(all="ignore"):  # a weight may overflow: the caller looks at it
+        with threads.at_most(self.n_threads), np.errstate(all="ignore"):  # weights may overflow: the caller looks
             for name, group, w, gradient, states in self._parts:
                 optimizer.update(name, optimizer.of_group(row, group), w, gradient, states)
             if average is not None and row[-1] != 0:

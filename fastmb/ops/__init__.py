@@ -3,7 +3,7 @@
 All take float32 or float64 arrays of any strides, write into `out` if that is given, and return their result. Every
 function exists in three backends: ``native`` (compiled kernels on all cores), ``numba`` (compiled when first called;
 ``pip install 'fastmb[numba]'``) and ``numpy`` (float64 inside, plain, slow: the reference). A call's own `backend`
-counts first, then `use_backend`; else ``native`` is taken, or ``numpy`` where the extension was not built.
+counts first, then `use_backend`; else ``native`` is taken; where the extension was not built ``numba``, or ``numpy``.
 
 Bad arguments raise a `TypeError` or a `ValueError` that names them, before anything is written.
 
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import missing_extra, unknown_name
+from ..executors import default_name
 
 __all__ = [
     "activation_backward",
@@ -49,12 +50,7 @@ def _load(name: str | None) -> Any:
     if name in _loaded:
         return _loaded[name]
     if name is None:
-        try:
-            module = _load("native")
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("fastmb."):
-                raise
-            module = _load("numpy")
+        module = _load(default_name())
     elif name not in BACKENDS:
         raise unknown_name("backend", name, BACKENDS)
     else:
@@ -371,7 +367,7 @@ def optimizer_update(
         Its `groups`, which go by parameters' names, are not looked at.
     w, g : ndarray
         Weights, any shape, and their gradient.
-    state : ndarray (optimizer.n_states, *w.shape)
+    state : ndarray ``(optimizer.n_states, *w.shape)``
         Changed in place. Before the first step it is what ``optimizer.init_state(state)`` makes it.
     t : int, default 0
         Steps made so far: bias corrections and schedules depend on it.

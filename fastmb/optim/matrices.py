@@ -250,20 +250,12 @@ def _root_mean_square(a: np.ndarray) -> float:
 
 def orthogonalized(g: np.ndarray, coefficients: tuple[float, float, float], eps: float, steps: int) -> np.ndarray:
     """The orthogonal matrix next to `g`, nearly: `steps` of Newton and Schulz's iteration (of its smaller side)."""
+    from ..ops import matmul
+
     a, b, c = coefficients
     wide = g if g.shape[0] <= g.shape[1] else g.T
     x = np.ascontiguousarray(wide) / g.dtype.type(max(sqrt(float(np.square(g, dtype=np.float64).sum())), eps))
     for _ in range(steps):
-        gram = product(x, x, transpose_b=True)
-        x = a * x + product(b * gram + c * product(gram, gram), x)
+        gram = matmul(x, x, transpose_b=True)
+        x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
     return x if wide is g else x.T
-
-
-def product(a: np.ndarray, b: np.ndarray, transpose_b: bool = False) -> np.ndarray:
-    """``a b``, or ``a b'``: by the library's own products, whose bits no thread count changes, where it has them."""
-    try:
-        from ..ops import matmul  # type: ignore[import-not-found, unused-ignore]
-    except ModuleNotFoundError:
-        found: np.ndarray = a @ (b.T if transpose_b else b)
-        return found
-    return matmul(a, b, transpose_b=transpose_b)

@@ -71,23 +71,42 @@ def network(dtype: str, activation: str = "gelu") -> mb.Sequential:
     )
 
 
-def optimizers() -> Iterator[tuple[str, optim.Optimizer]]:
-    """Every optimiser, with its switches on and off, with momentum and without; weight decay wherever there is one.
+def layers() -> dict[str, list[nn.Module]]:
+    """What stands between two `Linear` of 40, by name: every layer that is no product, and all of them."""
+    block = [mb.LayerNorm(40), mb.Linear(40, 40), mb.PReLU(), mb.Dropout(0.2)]
+    return {
+        "BatchNorm1d": [mb.BatchNorm1d(40), mb.ReLU()],
+        "BatchNorm1d, mean of all": [mb.BatchNorm1d(40, momentum=None, affine=False), mb.GELU()],
+        "LayerNorm": [mb.LayerNorm(40), mb.ReLU()],
+        "LayerNorm, no bias": [mb.LayerNorm(40, bias=False), mb.SiLU()],
+        "PReLU": [mb.PReLU(40), mb.Dropout(0.2)],
+        "PReLU, one weight": [mb.PReLU()],
+        "Residual": [mb.Residual(mb.Linear(40, 33), mb.Tanh(), mb.Linear(33, 40)), mb.ReLU()],
+        "every layer": [mb.BatchNorm1d(40), mb.PReLU(40), mb.Residual(*block, mb.Residual(mb.BatchNorm1d(40)))],
+    }
 
-    But for those that look at whole matrices: their products are NumPy's.
-    """
-    for cls in filter(lambda cls: cls.fused, optim.OPTIMIZERS.values()):
+
+def layered(dtype: str, name: str) -> mb.Sequential:
+    """A network with one of `layers`."""
+    first = mb.Linear(FEATURES, 40, bias=False)
+    return mb.Sequential(mb.Dropout(0.1), first, *layers()[name], mb.Linear(40, OUTPUTS), seed=2, dtype=dtype)
+
+
+def optimizers() -> Iterator[tuple[str, optim.Optimizer]]:
+    """Every optimiser, with its switches on and off, with momentum and without; weight decay wherever there is one."""
+    for cls in optim.OPTIMIZERS.values():
         fields = {field.name: field.default for field in dataclasses.fields(cls)}
         always = {"weight_decay": 0.01} if "weight_decay" in fields else {}
         choices: dict[str, tuple[object, object]] = {
-            name: (False, True) for name, default in fields.items() if default is False
+            name: (default, not default) for name, default in fields.items() if isinstance(default, bool)
         }
         if fields.get("momentum") == 0:
             choices["momentum"] = (0.0, 0.9)
         for chosen in itertools.product(*choices.values()):
-            options = {name: value for name, value in zip(choices, chosen, strict=True) if value}
+            options = {name: value for name, value in zip(choices, chosen, strict=True) if value != fields[name]}
+            switches = [name if value else f"no {name}" for name, value in options.items()]
             try:
-                yield " ".join([cls.__name__, *options]), cls(**always, **options)
+                yield " ".join([cls.__name__, *switches]), cls(**always, **options)
             except ValueError:  # switches that exclude each other
                 continue
 
@@ -112,6 +131,11 @@ def recipes() -> dict[str, Callable[..., mb.Trainer]]:
             add(f"{name} {dtype}", lambda d=dtype: network(d), "cross_entropy", optimizer)
         for activation in nn.ACTIVATIONS:
             add(f"{activation} {dtype}", lambda d=dtype, a=activation: network(d, a), "cross_entropy", momentum)
+        for layer in layers():
+            add(f"{layer} {dtype}", lambda d=dtype, n=layer: layered(d, n), "cross_entropy", momentum)
+        add(f"every layer, Muon {dtype}", lambda d=dtype: layered(d, "every layer"), "cross_entropy", mb.Muon(0.02))
+        clipped = RULES["noise"] | RULES["accumulated"]
+        add(f"LayerNorm, noise {dtype}", lambda d=dtype: layered(d, "LayerNorm"), "cross_entropy", momentum, **clipped)
         for loss in losses.LOSSES:
             add(f"{loss} {dtype}", lambda d=dtype: network(d), loss, momentum)
         weights = np.arange(OUTPUTS) / 8

@@ -1,4 +1,4 @@
-"""The weight sweep: tiles of the weight gradients, a sum over all rows each, and the update of what is under them."""
+"""The weight sweep: tiles of the weight gradients, sums over all rows, and the update of the weights under them."""
 
 from __future__ import annotations
 
