@@ -46,7 +46,7 @@ def digest(executor, dtype, loss="cross_entropy", activation="gelu", n_threads=1
     )
     target = {"classification": LABELS, "multilabel": VALUES > 0}.get(trainer.loss.task, VALUES)
     trainer.fit(X, target, max_epochs=2, verbose=0)
-    weights = trainer.net.flat if trainer.average is None else np.append(trainer.net.flat, trainer._averaged)
+    weights = trainer.net.flat if trainer.average is None else np.append(trainer.net.flat, trainer.averaged_net().flat)
     losses = trainer.per_example_losses(X, target)
     history = {name: repr(trainer.history[name]) for name in trainer.history if "second" not in name}
     return hashlib.sha256(weights.tobytes() + losses.tobytes()).hexdigest(), history
