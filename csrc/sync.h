@@ -22,7 +22,9 @@ typedef struct {
     int32_t cpu[FMB_MAX_THREADS] __attribute__((aligned(64))); /* where each thread was when it last arrived */
 } fmb_barrier;
 
-enum { FMB_SPINS = 4000, FMB_YIELDS = 2000 }; /* some 20 us, then some milliseconds, then sleep */
+/* Some 20 us of spinning, hardly any where another of the threads is on this processor; then some milliseconds of giving
+ * way to others, then sleep. */
+enum { FMB_SPINS = 4000, FMB_FEW_SPINS = 64, FMB_YIELDS = 2000 };
 
 static inline int32_t fmb_cpu(void)
 {
@@ -31,6 +33,15 @@ static inline int32_t fmb_cpu(void)
 #else
     return -1;
 #endif
+}
+
+/* Whether another of these threads was on this processor when it last arrived. */
+static inline int fmb_shared(const fmb_barrier *b, int tid, int threads, int32_t cpu)
+{
+    int shared = 0;
+    for (int i = 0; i < threads && i < FMB_MAX_THREADS; i++)
+        shared |= i != tid && __atomic_load_n(&b->cpu[i], __ATOMIC_RELAXED) == cpu;
+    return shared;
 }
 
 /* The scheduler may wake a thread on the processor of the one that waits for it, and leave both there though another
@@ -72,8 +83,10 @@ static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
     for (int spins = 0; spins < FMB_SPINS; spins++) {
         if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
             return;
+        if (spins == FMB_FEW_SPINS && cpu >= 0 && fmb_shared(b, tid, threads, cpu))
+            break;
 #if defined(__x86_64__)
-        if (spins > 64)
+        if (spins > FMB_FEW_SPINS)
             _mm_pause();
 #elif defined(__aarch64__)
         __asm__ __volatile__("isb"); /* about as long as x86's pause; `yield` takes no time on most cores */

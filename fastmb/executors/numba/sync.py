@@ -87,7 +87,7 @@ def wait(barrier, tid, threads):
             return
         if spin > FEW_SPINS:
             pause()
-        elif spin == FEW_SPINS and _shared(barrier, tid, threads, cpu):
+        elif spin == FEW_SPINS and cpu >= 0 and _shared(barrier, tid, threads, cpu):
             break
     _spread(barrier, tid, threads)
     since = now()
