@@ -7,6 +7,7 @@ import math
 import pickle
 import subprocess
 import sys
+from functools import partial
 from math import erf, tanh
 
 import numba
@@ -18,6 +19,7 @@ from fastmb import threads
 from fastmb.data import Batches
 from fastmb.executors import Training, native
 from fastmb.executors.native import NativeExecutor
+from fastmb.executors.numba import NumbaExecutor
 from fastmb.executors.reference import NumpyExecutor
 from fastmb.functions import Function
 
@@ -138,8 +140,10 @@ def test_an_element_has_the_same_bits_anywhere_in_a_block(name, dtype):
 
 
 def executors(net, loss, batch_size, isa, n_threads):
+    """Those that are compiled, and the reference as the last."""
     built = []
-    for build in (lambda *a: NativeExecutor(*a, n_threads, isa), NumpyExecutor):
+    compiled = [NativeExecutor] + [NumbaExecutor] * (isa == ISAS[-1])
+    for build in [*(partial(executor, n_threads=n_threads, isa=isa) for executor in compiled), NumpyExecutor]:
         training = Training(loss, mb.SGD(), np.zeros((0, net.plan.size), net.plan.dtype), batch_size, 3)
         built.append(build(net.plan, net.flat.copy(), training))
     return built
@@ -158,8 +162,10 @@ def compare_gradients(net, loss, X, y, isa, n_threads=1):
         executor.evaluate(batches, raw, losses, weights)
         results.append((out, sums, raw, losses, weights))
     tolerance = 64 * np.sqrt(len(X) + 97) * np.finfo(net.plan.dtype).eps
-    for got, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * max(1e-3, np.abs(expected).max()))
+    for found in results[:-1]:
+        for got, expected in zip(found, results[-1], strict=True):
+            limit = tolerance * max(1e-3, np.abs(expected).max())
+            np.testing.assert_allclose(got, expected, rtol=tolerance, atol=limit)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -194,12 +200,13 @@ def test_any_batch_size_and_width(rows, n_threads, monkeypatch):
         compare_gradients(net, LOSSES["log cosh"], X, y, ISAS[-1], n_threads)
 
 
-def train(n_threads, isa, dtype, batch_size, monkeypatch):
+def train(n_threads, isa, dtype, batch_size, monkeypatch, executor="native"):
     monkeypatch.setenv("FASTMB_ISA", isa)
     rng = np.random.default_rng(1)
     X, y = rng.standard_normal((150, 19)).astype(dtype), rng.standard_normal((150, 21))
     net = mb.mlp([19, 40, 33, 21], activation=mb.Activation(mish), dropout=0.1, dtype=dtype)
-    trainer = mb.Trainer(net, LOSSES["log cosh"], mb.Adam(lr=0.01), batch_size=batch_size, n_threads=n_threads)
+    options = {"batch_size": batch_size, "n_threads": n_threads, "executor": executor}
+    trainer = mb.Trainer(net, LOSSES["log cosh"], mb.Adam(lr=0.01), **options)
     trainer.fit(X, y, max_epochs=2, verbose=0)
     return hashlib.sha256(net.flat.tobytes()).hexdigest()
 
@@ -209,6 +216,7 @@ def train(n_threads, isa, dtype, batch_size, monkeypatch):
 def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, monkeypatch):
     monkeypatch.setattr(threads, "limit", lambda: 16)
     digests = {train(n, isa, dtype, batch_size, monkeypatch) for n, isa in itertools.product([1, 2, 3, 7], FMA_ISAS)}
+    digests |= {train(n, isa, dtype, batch_size, monkeypatch, "numba") for n in (1, 3) for isa in FMA_ISAS[-1:]}
     assert len(digests) == 1
 
 

@@ -22,12 +22,6 @@ X = RNG.normal(size=(N, 5)) * [1, 2, 3, 0.5, 1] + [0, 1, -3, 0, 5]
 LABELS = np.array([0, 2, 1, 2, 2, 0, 1])
 
 
-@pytest.fixture(params=["native", "numpy"])
-def executor(request):
-    """Those that run every layer."""
-    return request.param
-
-
 def networks(seed: int = 1, dtype: str = "float64") -> dict[str, mb.Sequential]:
     """Every layer in every place."""
     linear, act = mb.Linear, mb.Tanh
@@ -319,7 +313,7 @@ def test_running_statistics_come_to_those_of_the_data(executor):
 def test_without_given_buffers_an_executor_has_its_own():
     net = networks()["batch_norm"]
     out = np.full((N, 3), np.nan)
-    for name in ("native", "numpy"):
+    for name in executors.NAMES:
         training = Training(losses.get("cross_entropy"), mb.SGD(), np.zeros((0, net.plan.size)), N, 0)
         one = executors.load(name)(net.plan, net.flat, training, 1)
         gradient(one, net, Batches(X, LABELS, None, None, N))
@@ -414,13 +408,6 @@ def test_a_mini_batch_of_one_row_is_refused_before_anything_changes(executor, ro
             call(DATA[:1], CLASSES[:1])
     assert everything(trainer) == before
     assert trainer.history["loss"] == []
-
-
-@pytest.mark.skipif(not executors.available("numba"), reason="needs Numba")
-def test_an_executor_that_lacks_a_layer_says_so():
-    net = mb.Sequential(mb.LayerNorm(5), mb.Linear(5, 3), mb.PReLU())
-    with pytest.raises(ValueError, match=r"Linear layers, .*; this one has layer_norm, prelu: take executor='native'"):
-        mb.Trainer(net, executor="numba")
 
 
 def test_one_row_is_enough_where_nothing_needs_more(executor):

@@ -1,4 +1,4 @@
-"""Networks of every layer: `native` computes what the reference does, and the same bits however it is run."""
+"""Networks of every layer: `native` and `numba` compute what the reference does, the same bits however they are run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fastmb.plan import buffer_views, views
 
 ISAS = native.available_isas()
 FMA_ISAS = [isa for isa in ISAS if isa != "v2"]
+COMPILED = [f"native {isa}" for isa in ISAS] + [f"numba {ISAS[-1]}"]  # executor and instruction set
 DTYPES = ["float32", "float64"]
 ODD = [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97]
 
@@ -68,7 +69,7 @@ def executor(which, net, isa=None, n_threads=1, batch_size=16, optimizer=None):
     state = np.zeros((optimizer.n_states, net.plan.size), net.dtype)
     flat, buffers = net.flat.copy(), net.flat_buffers.copy()
     training = Training(mb.MSE(), optimizer, state, batch_size, 3)
-    isas = {"isa": isa} if which == "native" else {}
+    isas = {} if which == "numpy" else {"isa": isa}
     return executors.load(which)(net.plan, flat, training, n_threads, **isas, buffers=buffers), flat, buffers
 
 
@@ -78,10 +79,11 @@ def tolerance(net, rows):
     return 80 * len(net.plan.stages) * np.sqrt(depth) * np.finfo(net.dtype).eps
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_of_any_batch_size_and_width_are_those_of_the_reference(name, dtype, isa):
+def test_gradients_of_any_batch_size_and_width_are_those_of_the_reference(name, dtype, compiled):
+    ours, isa = compiled.split()
     rng = np.random.default_rng(1)
     for rows, n_threads in itertools.product(ODD, [1, 3]):
         if rows == 1 and name in ("batch_norm", "batch_norm first", "all"):
@@ -91,7 +93,7 @@ def test_gradients_of_any_batch_size_and_width_are_those_of_the_reference(name, 
             rng.standard_normal((rows, 5)).astype(dtype), rng.standard_normal((rows, 3)), None, None, rows
         )
         found = []
-        for which in ("native", "numpy"):
+        for which in (ours, "numpy"):
             one, flat, buffers = executor(which, net, isa, n_threads, rows)
             out, sums = np.full(net.plan.size, np.nan, dtype), np.full((1, 2), np.nan)
             one.gradients(batches, 5, out, sums)
@@ -106,16 +108,17 @@ def test_gradients_of_any_batch_size_and_width_are_those_of_the_reference(name, 
             np.testing.assert_allclose(gradient, expected[key], rtol=0, atol=limit * size, err_msg=f"{rows} {key}")
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("name", NAMES)
-def test_epochs_are_those_of_the_reference(name, isa):
+def test_epochs_are_those_of_the_reference(name, compiled):
+    ours, isa = compiled.split()
     rng = np.random.default_rng(1)
     net = network(name, 13, 33, 5, "float64")
     optimizer = mb.Adam(lr=0.01, weight_decay=0.01)
     X, y, order = rng.standard_normal((70, 13)), rng.standard_normal((70, 5)), rng.permutation(70)
     batches = Batches(X, y, rng.random(70), order, 16)
     results = []
-    for which in ("native", "numpy"):
+    for which in (ours, "numpy"):
         one, flat, buffers = executor(which, net, isa, 3, 16, optimizer)
         sums = np.full((5, 2), np.nan)
         for t in (0, 5):
@@ -125,15 +128,16 @@ def test_epochs_are_those_of_the_reference(name, isa):
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_losses_in_inference_are_those_of_the_reference(name, isa):
+def test_outputs_and_losses_in_inference_are_those_of_the_reference(name, compiled):
+    ours, isa = compiled.split()
     rng = np.random.default_rng(1)
     for rows, n_threads in itertools.product(ODD, [1, 3]):
         net = network(name, 9, 33, 5, "float64")
         X, y = rng.standard_normal((rows, 9)), rng.standard_normal((rows, 5))
         results = []
-        for which in ("native", "numpy"):
+        for which in (ours, "numpy"):
             one, _, buffers = executor(which, net, isa, n_threads)
             out, losses, weights = np.full((rows, 5), np.nan), np.full(rows, np.nan), np.full(rows, np.nan)
             one.forward(X, 0.5, out)
@@ -146,7 +150,8 @@ def test_outputs_and_losses_in_inference_are_those_of_the_reference(name, isa):
             np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
 
 
-def train(name, n_threads, isa, dtype, batch_size, how, monkeypatch):
+def train(name, n_threads, compiled, dtype, batch_size, how, monkeypatch):
+    executor, isa = compiled.split()
     monkeypatch.setenv("FASTMB_ISA", isa)
     rng = np.random.default_rng(1)
     rows = min(150, 3 * batch_size + 2)
@@ -158,6 +163,7 @@ def train(name, n_threads, isa, dtype, batch_size, how, monkeypatch):
         batch_size=batch_size,
         seed=7,
         n_threads=n_threads,
+        executor=executor,
         shuffle=how == "fit shuffled",
     )
     if how == "step":
@@ -165,7 +171,9 @@ def train(name, n_threads, isa, dtype, batch_size, how, monkeypatch):
             trainer.step(X[start : start + batch_size], y[start : start + batch_size])
     else:
         trainer.fit(X, y, max_epochs=1, verbose=0)
-    return hashlib.sha256(net.flat.tobytes() + net.flat_buffers.tobytes() + net(X).tobytes()).hexdigest()
+    return hashlib.sha256(
+        net.flat.tobytes() + net.flat_buffers.tobytes() + trainer.per_example_losses(X, y).tobytes()
+    ).hexdigest()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -174,8 +182,10 @@ def train(name, n_threads, isa, dtype, batch_size, how, monkeypatch):
 def test_same_bits_for_any_thread_count_and_instruction_set(name, batch_size, dtype, monkeypatch):
     if name in ("batch_norm", "all") and batch_size == 1:
         batch_size = 5
-    how = [(1, isa) for isa in FMA_ISAS] + [(n, FMA_ISAS[n % len(FMA_ISAS)]) for n in (2, 3, 4, 7)]
-    digests = {train(name, n, isa, dtype, batch_size, "fit shuffled", monkeypatch) for n, isa in how}
+    how = [(n, f"native {FMA_ISAS[n % len(FMA_ISAS)]}") for n in (2, 3, 4, 7)]
+    how += [(1, f"{executor} {isa}") for executor in ("native", "numba") for isa in FMA_ISAS]
+    how += [(n, f"numba {FMA_ISAS[-1]}") for n in (2, 3)]
+    digests = {train(name, n, compiled, dtype, batch_size, "fit shuffled", monkeypatch) for n, compiled in how}
     assert len(digests) == 1
 
 
@@ -183,8 +193,8 @@ def test_same_bits_for_any_thread_count_and_instruction_set(name, batch_size, dt
 @pytest.mark.parametrize("name", NAMES)
 def test_same_bits_for_fit_and_step(name, dtype, monkeypatch):
     digests = {
-        train(name, n, (FMA_ISAS or ISAS)[-1], dtype, 16, how, monkeypatch)
-        for n, how in itertools.product([1, 3], ["step", "fit"])
+        train(name, n, f"{executor} {ISAS[-1]}", dtype, 16, how, monkeypatch)
+        for n, how, executor in itertools.product([1, 3], ["step", "fit"], ["native", "numba"][: 1 + bool(FMA_ISAS)])
     }
     assert len(digests) == 1
 

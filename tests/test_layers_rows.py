@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastmb as mb
+from fastmb import executors
 
 RNG = np.random.default_rng(0)
 N, N_IN, C = 37, 5, 3
@@ -55,25 +56,27 @@ def test_rows_own_gradients_of_the_input_are_the_slope_of_their_loss(executor):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_are_shortened_alike(dtype):
-    nets = []
-    for executor in ("native", "numpy"):
+    flats = []
+    for executor in executors.NAMES:
         one = trainer(executor, dtype=dtype, clip_per_example=0.5, gradient_stats=True)
         one.fit(X, Y, max_epochs=2, verbose=0)
-        nets.append(one.net)
+        flats.append(one.net.flat)
     tolerance = 1e-9 if dtype == "float64" else 2e-4
-    np.testing.assert_allclose(nets[0].flat, nets[1].flat, rtol=tolerance, atol=tolerance)
+    for found in flats[:-1]:
+        np.testing.assert_allclose(found, flats[-1], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("options", [{"accumulate_steps": 2}, {"max_grad_norm": 0.3}, {"clip_value": 0.02}], ids=str)
 def test_gradients_in_parts_and_limited_are_those_of_the_reference(options, batch_norm):
     nets = []
-    for executor in ("native", "numpy"):
+    for executor in executors.NAMES:
         one = trainer(executor, batch_norm, batch_size=7, **options)
         one.fit(X, Y, max_epochs=2, verbose=0)
         nets.append(one.net)
-    np.testing.assert_allclose(nets[0].flat, nets[1].flat, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(nets[0].flat_buffers, nets[1].flat_buffers, rtol=1e-10)
+    for net in nets[:-1]:
+        np.testing.assert_allclose(net.flat, nets[-1].flat, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(net.flat_buffers, nets[-1].flat_buffers, rtol=1e-10)
 
 
 def test_each_part_of_a_mini_batch_moves_the_running_statistics(executor):

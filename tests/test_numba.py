@@ -44,10 +44,12 @@ def digest(executor, dtype, loss="cross_entropy", activation="gelu", n_threads=1
     trainer = mb.Trainer(
         network(dtype, activation), loss, batch_size=16, seed=7, n_threads=n_threads, executor=executor, **options
     )
-    trainer.fit(X, LABELS if trainer.loss.task == "classification" else VALUES, max_epochs=2, verbose=0)
-    weights = trainer.net.flat if trainer.average is None else np.append(trainer.net.flat, trainer._averaged)
-    outputs = trainer.net(X)
-    return hashlib.sha256(weights.tobytes() + outputs.tobytes()).hexdigest(), trainer.history["loss"]
+    target = {"classification": LABELS, "multilabel": VALUES > 0}.get(trainer.loss.task, VALUES)
+    trainer.fit(X, target, max_epochs=2, verbose=0)
+    weights = trainer.net.flat if trainer.average is None else np.append(trainer.net.flat, trainer.averaged_net().flat)
+    losses = trainer.per_example_losses(X, target)
+    history = {name: repr(trainer.history[name]) for name in trainer.history if "second" not in name}
+    return hashlib.sha256(weights.tobytes() + losses.tobytes()).hexdigest(), history
 
 
 @same_bits
@@ -68,11 +70,30 @@ def test_every_activation_has_the_bits_of_native(activation, dtype):
         mb.MSE(),
         mb.MAE(),
         mb.Huber(delta=0.7),
+        mb.BCEWithLogits(),
+        mb.BCEWithLogits(pos_weight=[0.5, 1.0, 2.0, 3.0, 1.5]),
+        mb.Loss(lambda z, y: np.log(np.cosh(z - y))),
+        mb.Loss(lambda z, y: np.exp(z) - y * z, lambda z, y: np.exp(z) - y),
     ],
     ids=repr,
 )
 def test_every_loss_has_the_bits_of_native(loss, dtype):
     assert digest("numba", dtype, loss) == digest("native", dtype, loss)
+
+
+@same_bits
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "own",
+    [
+        mb.Activation(lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+        mb.Activation(np.tanh, lambda x, y: 1 - y * y),
+        mb.Activation(lambda x: max(0.2 * x, x)),
+    ],
+    ids=["dual numbers", "given", "branches"],
+)
+def test_a_users_own_activation_has_the_bits_of_native(own, dtype):
+    assert digest("numba", dtype, activation=own) == digest("native", dtype, activation=own)
 
 
 RULES = {
@@ -83,6 +104,10 @@ RULES = {
     "private": {"clip_per_example": 0.5, "noise_multiplier": 0.7, "sampling": "poisson"},
     "all": {"accumulate_steps": 2, "max_grad_norm": 0.2, "clip_value": 0.05, "clip_per_example": 0.5},
     "groups": {"optimizer": mb.AdamW(lr=0.01, groups={"*.bias": {"weight_decay": 0, "lr": 3}})},
+    "moving average": {"average": mb.EMA(0.9, every=2), "optimizer": mb.Adam(lr=0.01)},
+    "average of epochs": {"average": mb.SWA(1), "accumulate_steps": 2},
+    "gradients' statistics": {"gradient_stats": True},
+    "statistics of parts": {"gradient_stats": True, "accumulate_steps": 2},
     "dropout's schedule": {"optimizer": mb.SGD(lr=mb.LinearLR(0.1, total_iters=9), momentum=0.9)},
 }
 
@@ -107,6 +132,23 @@ def test_rows_own_gradients_have_the_bits_of_native(dtype):
         gradients = trainer.per_example_gradients(X, LABELS)
         gradients = gradients[1] if isinstance(gradients, tuple) else gradients
         found.append([g.tobytes() for _, g in sorted(gradients.items())])
+    assert found[0] == found[1]
+
+
+@same_bits
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormals_are_zero_as_in_native_and_left_alone_outside(dtype):
+    small = np.finfo(dtype).smallest_normal
+    found = []
+    for name in ("numba", "native"):
+        net = mb.mlp([11, 18, 5], dtype=dtype, seed=2)
+        net.flat *= small
+        trainer = mb.Trainer(net, "mse", mb.Adam(lr=float(small)), batch_size=16, n_threads=2, executor=name)
+        trainer.fit(X * float(small), VALUES, max_epochs=3, verbose=0)
+        net.flat *= np.dtype(dtype).type(0.5)
+        found.append([net.flat.tobytes(), trainer.state.tobytes(), trainer.per_example_losses(X, VALUES).tobytes()])
+        assert small / 4 * 2 > small / 4 > 0
+        assert ((np.abs(trainer.state) >= small) | (trainer.state == 0)).all()
     assert found[0] == found[1]
 
 

@@ -129,6 +129,4 @@ class Arena:
         for s in self._stages:
             start, count = int(s["x"]) - self._memory.ctypes.data, self._blocks * int(s["x_block"])
             x = self._memory[start : start + count * dtype.itemsize].view(dtype)
-            x.reshape(self._blocks, int(s["n_in"]) + 1, self._target.rb)[:, -1] = (
-                1.0  # in inference there are no blocks
-            )
+            x.reshape(self._blocks, int(s["n_in"]) + 1, self._target.rb)[:, -1] = 1.0

@@ -39,6 +39,16 @@ def _slope(e: Emitter, x: Value, dz: Value, mean: Value, rstd: Value, sums: Sums
     sums[0].set(e.fma(g, live(below(e, x)), sums[0].get()))
 
 
+def _all(value: Value) -> Value:
+    return value
+
+
+def _first(e: Emitter, n: Value) -> Live:
+    """The first n rows of a vector."""
+    there = e.lane_numbers(64, e.lanes) < n
+    return lambda value: e.select(there, value, 0.0)
+
+
 def _sum(e: Emitter, terms: Terms, by: str, rows: Value, *places: Value, n_sums: int = 1) -> list[Value]:
     """The sums of the feature whose rows in the first block are at x and dz. mean and rstd: the feature's own, or with
     `by` "row" where those of the first block's rows are.
@@ -50,7 +60,7 @@ def _sum(e: Emitter, terms: Terms, by: str, rows: Value, *places: Value, n_sums:
     lanes = [[e.variable(e.zeros(wide)) for _ in range(n_sums)] for _ in range(SUM_LANES // wide)]
 
     def add(v: int, size: int, start: Value, live: Live) -> None:
-        """Vector v of the 32 rows whose first block is number `start`; `size`: rows of a block."""
+        """Vector v of 32 rows, the first of which begin block `start`; `size`: rows of a block."""
         block, at = start + v * wide // size, v * wide % size * e.target.itemsize
         to_x, to_dz, to_row = (block * stride + at for stride in strides)
         m, s = mean, rstd
@@ -62,12 +72,11 @@ def _sum(e: Emitter, terms: Terms, by: str, rows: Value, *places: Value, n_sums:
         whole = n - n % SUM_LANES
         with e.loop(0, whole, SUM_LANES) as row:
             for v in range(SUM_LANES // wide):
-                add(v, size, row // size, lambda value: value)
+                add(v, size, row // size, _all)
         for v in range(SUM_LANES // wide):
             left = n - whole - v * wide
             with e.when(left > 0):
-                there = e.lane_numbers(64, wide) < left
-                add(v, size, whole // size, lambda value, there=there: e.select(there, value, 0.0))  # type: ignore[misc]
+                add(v, size, whole // size, _first(e, left))
 
     with e.either(e.field(ROWS, rows, "block_rows").equals(e.rb)) as (two, one):
         with two:

@@ -27,12 +27,22 @@ from .machine import (
 from .records import LINE, MAX_THREADS, SEAT, offset
 
 SPINS = 4000  # some 20 us
-YIELDS = 2000  # then some milliseconds; then sleep
+FEW_SPINS = 64  # where another of the threads is on this processor
+PATIENCE = 0.001  # seconds of giving way to others; then sleep
 IDLE = 0.002  # seconds after which a thread without work goes back to Python, to sleep there
 
 FREE, WORK, PARKED, LEAVE = 0, 1, 2, 3  # states of a seat
 _STATE = offset(SEAT, "state")
 _GENERATION, _CPUS, _SETS = LINE, 2 * LINE, 2 * LINE + 8 * MAX_THREADS
+
+
+@jit
+def _shared(barrier, tid, threads, cpu):
+    """Whether another of these threads was on this processor when it last arrived."""
+    shared = False
+    for i in range(threads):
+        shared = shared or (i != tid and load_i8(barrier + _CPUS + 8 * i) == cpu)
+    return shared
 
 
 @jit
@@ -75,16 +85,17 @@ def wait(barrier, tid, threads):
     for spin in range(SPINS):
         if atomic_load(barrier + _GENERATION) != generation:
             return
-        if spin > 64:
+        if spin > FEW_SPINS:
             pause()
+        elif spin == FEW_SPINS and _shared(barrier, tid, threads, cpu):
+            break
     _spread(barrier, tid, threads)
-    yields = 0
+    since = now()
     while atomic_load(barrier + _GENERATION) == generation:
-        if yields < YIELDS:
+        if now() - since < PATIENCE:
             give_way()
         else:
             nap()
-        yields += 1
 
 
 @jit
