@@ -20,7 +20,7 @@ from typing import Any
 from .machine import copy_bandwidth, environment, fma_peak, isa, processor
 from .peers import version
 
-SETTLED = 0.005  # seconds after which nobody's idle threads spin
+SETTLED = 0.06  # seconds after which nobody's idle threads spin: OpenBLAS lets them for 2^26 cycles, some 30 ms
 Run = Callable[[int], Any]
 
 
