@@ -15,7 +15,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import datasets
-from ._config import show_config
 from ._version import __version__
 from .history import History
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
@@ -43,6 +42,7 @@ from .trainer import Trainer
 
 if TYPE_CHECKING:
     from . import ops
+    from ._config import show_config
     from .averaging import EMA, SWA
     from .batch_size import BatchSizeAdvice, advise_batch_size, branch_test
     from .callbacks import Callback, CSVLogger, EarlyStopping, ModelCheckpoint
@@ -148,6 +148,7 @@ __all__ = [
 
 # Imported when first used: not every training needs them, and `import fastmb` is to be quick.
 _LAZY = {
+    "_config": ("show_config",),
     "batch_size": ("BatchSizeAdvice", "advise_batch_size", "branch_test"),
     "averaging": ("EMA", "SWA"),
     "callbacks": ("CSVLogger", "Callback", "EarlyStopping", "ModelCheckpoint"),
