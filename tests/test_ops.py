@@ -515,8 +515,6 @@ def test_gradients_are_reduced_in_their_order(rng, backend, dtype, S, mean):
 
 @needs_native
 def test_native_and_numba_agree_bit_for_bit_on_products_and_reductions(rng):
-    if "numba" not in HERE:
-        pytest.skip("numba is not installed")
     if mb.executors.native.isa() == "v2":
         pytest.skip("v2 has no fused multiply-add")
     a, b, stack, w = array(rng, (17, 70)), array(rng, (70, 33)), array(rng, (9, 65)), array(rng, (9,))
