@@ -616,7 +616,9 @@ cdef void _update(Engine *e, Run *run, Stage *s, Into *into, int64_t first, int6
     """The update of rows x columns weights, from number `first` of the stage's matrix on, by their gradients. At
     `s.cut` another group of parameters begins."""
     cdef int64_t head
-    if rows == 1:
+    if s.group == s.last_group:
+        _update_group(e, run, s, into, s.group, first, rows, columns, g, g_stride)
+    elif rows == 1:
         head = max(<int64_t> 0, min(columns, s.cut * s.columns - first))
         _update_group(e, run, s, into, s.group, first, 1, head, g, g_stride)
         _update_group(e, run, s, into, s.last_group, first + head, 1, columns - head, g + head * e.size, g_stride)
