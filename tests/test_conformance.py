@@ -269,6 +269,23 @@ def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, m
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("rows", [63, 97, 290])
+def test_weights_that_leave_the_caches_change_no_bit(rows, any_thread_count):
+    """Blocks in groups, weights packed for them, tiles in groups of panels: all depend on sizes that others don't have."""
+    rng = np.random.default_rng(0)
+    net = mb.mlp([1027, 530, 523, 3], seed=0)  # 2.2 MB, which are packed, and 1.1 MB
+    batches = Batches(rng.standard_normal((rows, 1027), np.float32), rng.integers(0, 3, rows), None, None, rows, 1.0)
+    compare_gradients(net, mb.CrossEntropy(), batches, COMPILED[0])
+    found = set()
+    for compiled, n_threads in [*itertools.product(FMA_COMPILED[: len(FMA_ISAS)], [1, 2, 3]), (LAST[1], 2)]:
+        (ours, _, _), _ = executors(net, mb.CrossEntropy(), mb.SGD(), rows, compiled, n_threads)
+        out, sums = gradients(ours, net, batches)
+        outputs = np.full((rows, 3), np.nan, np.float32)
+        ours.forward(batches.X, 1.0, outputs)
+        found.add(hashlib.sha256(out.tobytes() + sums.tobytes() + outputs.tobytes()).hexdigest())
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_same_bits_for_fit_and_step(name, dtype, monkeypatch, any_thread_count):

@@ -53,6 +53,9 @@ cdef int CUSTOM = -2
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int64_t GROUP_BYTES = 1 << 19
+cdef int64_t PACKED_BYTES = 1 << 21    # weights of a stage from here on are packed: walked down, they'd leave every cache
+cdef int PACKED_GROUP = 8        # blocks that go through a stage together where some are packed
+cdef int64_t PANELS = 8          # panels of columns that are packed at a time
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
 cdef int64_t AHEAD = 32         # rows of weights that are asked for before the forward product comes to them
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
@@ -139,7 +142,7 @@ cdef class NativeExecutor:
         self._read_plan(plan)
         self._read_groups(plan, training)
         weights = plan.size * self.e.size
-        self.e.group = GROUP if weights > GROUP_BYTES else 1
+        self.e.largest_group = 1 if weights <= GROUP_BYTES else GROUP if not self.e.packs else PACKED_GROUP
         self.update = FMB_GRADIENT
         self.e.loss.weight = NULL
         self.e.loss.kind = FMB_LINEAR
@@ -221,6 +224,8 @@ cdef class NativeExecutor:
             for op in stage.ops:
                 j = self._read_op(j, op)
             s.x_block = (s.n_in + 1) * self.e.rb
+            s.packed = s.kind == LINEAR and s.rows * s.columns * self.e.size > PACKED_BYTES
+            self.e.packs |= s.packed
             s.panels = (s.columns + self.e.rb - 1) // self.e.rb
             s.row_tiles = (s.rows + self.e.k.mr - 1) // self.e.k.mr
             s.tiles = s.row_tiles * s.panels

@@ -33,6 +33,7 @@ cdef struct Stage:
     int64_t x_block     # elements of a block of x
     char *dz            # its output gradient: [panel][row][rb]; if not LINEAR [block][n_out][rb]
     int64_t panels, panel_stride
+    int packed          # several blocks' forward product copies the weights, a few columns at a time
     int64_t row_tiles, tiles, first_tile
     int side            # of the gradients that go back, the one in which its output's is
     int skip            # the stage whose input is added to what this one gives, or -1
@@ -54,6 +55,7 @@ cdef struct Worker:
     char **kept         # per stage with a skip: a group's values that are to be added, in inference
     char *stats         # of the rows of a block: mean, rstd, across, along
     char *tile
+    char *packed        # columns of weights
     char *coef          # the step's coefficients, [group][8]
     char *s
     int32_t *labels
@@ -142,7 +144,8 @@ cdef struct Engine:         # a plan made ready to run
     int *cuts               # the stages that need statistics of all rows: there the row sweep is cut into phases
     Op *input_ops
     int n_input_ops
-    int group               # blocks that go through a stage together
+    int packs               # some stage is packed
+    int largest_group, group    # blocks that go through a stage together, as far as a thread has so many
     int groups              # of parameters, each with its coefficients
     int64_t widest, total_tiles, total_chunks
     double *tile_squares    # of every tile's mean gradient, and of every chunk's
@@ -214,6 +217,9 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     blocks = min(rows, SMALL_BLOCKS * threads * e.rb)
     blocks = max((rows + e.rb - 1) // e.rb, (blocks + e.k.lanes - 1) // e.k.lanes)
     panel_rows = blocks * e.rb
+    e.group = e.largest_group
+    if rows > 0:
+        e.group = <int> min(<int64_t> e.group, (blocks + threads - 1) // threads)
     for i in range(e.n_stages):
         s = &e.stages[i]
         s.x = base + at
@@ -268,6 +274,9 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         at += 4 * block
         worker.tile = base + at
         at += _line((e.k.mr + 2) * e.rb * e.size)
+        worker.packed = base + at
+        if e.packs:
+            at += _line((KC + 1) * PANELS * e.k.mr * e.size)
         worker.coef = base + at
         at += _line(8 * e.groups * e.size)
         worker.s = base + at

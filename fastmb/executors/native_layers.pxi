@@ -21,24 +21,24 @@ cdef void _normalisation(Engine *e, Stage *s, char *mean, char *rstd, fmb_norm *
 
 
 cdef void _layer(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
-                 int64_t out_block, int64_t low, int64_t high, Worker *inference, int part, int parts) noexcept nogil:
-    """Features low .. high of out = f(x), for each block; `inference` is NULL in training."""
+                 int64_t out_block, int64_t low, int64_t high, Worker *me, int inference, int part, int parts) noexcept nogil:
+    """Features low .. high of out = f(x), for each block."""
     cdef int64_t b
     cdef char *stats
     cdef fmb_norm norm
     if s.kind == LINEAR:
-        _forward(e, s, mini, first, blocks, x, x_block, out, out_block, low, high)
+        _forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high)
         return
     for b in range(blocks):
         if s.kind == LAYER_NORM:
-            stats = inference.stats if inference != NULL else s.stats + (first + b) * 2 * e.rb * e.size
+            stats = me.stats if inference else s.stats + (first + b) * 2 * e.rb * e.size
             if part == 0:
                 e.k.row_moments(s.n_in, s.eps, x, stats, stats + e.rb * e.size)
             fmb_barrier_wait(&e.barrier, part, parts)
             _normalisation(e, s, stats, stats + e.rb * e.size, &norm)
             e.k.normalize(&norm, low, high, x, out)
         elif s.kind == BATCH_NORM:
-            if inference != NULL:
+            if inference:
                 _normalisation(e, s, s.buffers, s.running_rstd, &norm)
             else:
                 _normalisation(e, s, _statistic(e, s, MEAN), _statistic(e, s, RSTD), &norm)

@@ -282,8 +282,8 @@ cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t f
             block = (e.widest + 1) * e.rb
             out = _gradient(e, home, 0, first, 0)
         _panels(&low, &high, s.n_out, e.rb, part, parts)
-        _layer(e, s, mini, first, blocks, s.x + first * s.x_block * e.size, s.x_block, out, block, low, high, NULL,
-               part, parts)
+        _layer(e, s, mini, first, blocks, s.x + first * s.x_block * e.size, s.x_block, out, block, low, high, home,
+               0, part, parts)
         for b in range(blocks):
             if s.skip >= 0:
                 source = &e.stages[s.skip]
@@ -377,12 +377,12 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
             _put(d, j, 1.0, e.size)
 
 
-cdef void _forward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
-                   int64_t out_block, int64_t low, int64_t high) noexcept nogil:
+cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, int64_t blocks, char *x,
+                   int64_t x_block, char *out, int64_t out_block, int64_t low, int64_t high) noexcept nogil:
     """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once
     for all of them."""
     cdef fmb_gemm g
-    cdef int64_t k, m, b, depth = s.rows if blocks == 1 else KC
+    cdef int64_t k, m, p, b, columns, depth = s.rows if blocks == 1 else KC
     cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows)
     if blocks == 1 and rows <= e.k.mr // 2:
         low = _forward_few(e, s, rows, x, out, low, high)
@@ -392,6 +392,19 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t block
     while k < s.rows:
         g.k = g.k_last = min(depth, s.rows - k)
         m = low
+        if blocks > 1 and s.packed:
+            g.a_k, g.ahead = e.k.mr, 0
+            while m < high:
+                columns = min(PANELS * e.k.mr, high - m)
+                e.k.pack(s.w + (k * s.n_out + m) * e.size, s.n_out, g.k, columns, me.packed)
+                for b in range(blocks):
+                    p = 0
+                    while p < columns:
+                        e.k.gemm(&g, <int> min(<int64_t> e.k.mr, columns - p), _vectors(e, mini, first + b), k > 0,
+                                 me.packed + p * (g.k + 1) * e.size, x + (b * x_block + k * e.rb) * e.size,
+                                 out + (b * out_block + (m + p) * e.rb) * e.size)
+                        p += e.k.mr
+                m += columns
         while m < high:
             for b in range(blocks):
                 e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0,
@@ -529,8 +542,8 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
 cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end) noexcept nogil:
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's gradient is, and
     the update of w."""
-    cdef int i = 0, j, rows, columns
-    cdef int64_t panel, m, at
+    cdef int i = 0, j, rows
+    cdef int64_t panel, m, at, across, columns
     cdef Into into
     cdef Stage *s
     cdef fmb_gemm g
@@ -543,21 +556,21 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
         g.b_k, g.b_block = e.rb, e.rb * e.rb
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
+        across = max(<int64_t> 1, min(s.panels, ACROSS_BYTES // (max(<int64_t> 1, mini.rows) * e.rb * e.size)))
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
         while tile < end and tile < s.first_tile + s.tiles:
             m = tile - s.first_tile
-            if s.n_out * mini.rows * e.size <= ACROSS_BYTES:
-                panel = m % s.panels
-                m = m // s.panels * e.k.mr
-            else:
-                panel = m // s.row_tiles
-                m = m % s.row_tiles * e.k.mr
+            panel = m // (s.row_tiles * across) * across
+            m -= panel * s.row_tiles
+            columns = min(across, s.panels - panel)     # panels in this group
+            panel += m % columns
+            m = m // columns * e.k.mr
             rows = <int> min(<int64_t> e.k.mr, s.rows - m)
-            if mini.rows == 1 and panel == 0 and 1 < s.panels <= end - tile and s.kind == LINEAR and run.stats == NULL:
+            if mini.rows == 1 and panel == 0 and 1 < s.panels <= end - tile and across == s.panels and s.kind == LINEAR and run.stats == NULL:
                 _update_outer(e, run, s, &into, m, rows)
-                tile += s.panels    # they lie along a row: one row of the mini-batch is always ACROSS
+                tile += s.panels    # they lie along a row
                 continue
-            columns = <int> min(<int64_t> e.rb, s.columns - panel * e.rb)
+            columns = min(<int64_t> e.rb, s.columns - panel * e.rb)
             at = (s.offset + m * s.columns + panel * e.rb) * e.size
             if run.far:
                 fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.columns * e.size)
@@ -860,7 +873,8 @@ cdef void _infer_rows(Engine *e, Batch *batch, Mini *mini, Worker *me, int64_t f
                 if e.stages[j].skip == i:
                     memcpy(me.kept[j] + b * s.n_in * e.rb * e.size, a, s.n_in * e.rb * e.size)
         if s.kind != IDENTITY:
-            _layer(e, s, mini, first, blocks, me.da[current], block, me.da[1 - current], block, 0, s.n_out, me, 0, 1)
+            _layer(e, s, mini, first, blocks, me.da[current], block, me.da[1 - current], block, 0, s.n_out, me, 1, 0,
+                   1)
             current = 1 - current
         for b in range(blocks):
             if s.skip >= 0:
