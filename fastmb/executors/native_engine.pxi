@@ -126,7 +126,10 @@ cdef struct Run:            # what one call works on
 cdef struct Into:           # where gradients go
     int kind                # of update
     char *coef              # [group][8]
-    char *state[3]
+    char *params
+    char *state[3]          # `states` of them; the others are never looked at, and any address
+    int states
+    char *average
     double weight           # of the weights in their average
 
 cdef struct Mini:           # one mini-batch, or a part of one, worked out by every thread for itself

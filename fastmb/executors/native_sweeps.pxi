@@ -470,12 +470,15 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
     cdef int64_t row = block * mini.block_rows
     cdef int64_t position = mini.begin + row
     cdef int r, rows = <int> min(mini.block_rows, mini.rows - row)
-    cdef double weight, value, scale = _scale(run, mini)
+    cdef double value, scale = _scale(run, mini)
     cdef double *row_loss = e.row_loss + block * e.rb
     for r in range(e.rb):
-        weight = _sample_weight(e, &run.batch, position + r) if r < rows else 0.0
-        _put(me.s, r, weight * scale, e.size)
-        row_loss[r] = weight
+        row_loss[r] = 1.0 if r < rows else 0.0
+    if run.batch.sample_weight != NULL:
+        for r in range(rows):
+            row_loss[r] = _sample_weight(e, &run.batch, position + r)
+    for r in range(e.rb):
+        _put(me.s, r, row_loss[r] * scale, e.size)
     _targets(e, &run.batch, me, position, rows)
     e.k.loss(&e.loss, rows, z, me.labels, me.target, me.s, z, me.loss)
     for r in range(rows):
@@ -508,7 +511,7 @@ cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int ro
 cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
     cdef int i
-    cdef int64_t tile, chunk = 1 + 64 // max(<int64_t> 1, mini.rows)
+    cdef int64_t tile, chunk = 1 + 64 // max(<int64_t> 1, mini.rows) if threads > 1 else e.total_tiles
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
     _round_coefficients(e, run, me, mini.step)
@@ -542,60 +545,78 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
 cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end) noexcept nogil:
     """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's gradient is, and
     the update of w."""
-    cdef int i = 0, j, rows
-    cdef int64_t panel, m, at, across, columns
+    cdef int i = 0, rows
+    cdef int64_t m, panel, across, width, p, last, at, columns
     cdef Into into
     cdef Stage *s
     cdef fmb_gemm g
     _destination(e, run, mini, me, &into)
-    while tile >= e.stages[i].first_tile + e.stages[i].tiles:
-        i += 1
     while tile < end:
         s = &e.stages[i]
+        i += 1
+        if tile >= s.first_tile + s.tiles:
+            continue
         g.a_m, g.a_k, g.a_block, g.ahead = e.rb, 1, s.x_block, 0
         g.b_k, g.b_block = e.rb, e.rb * e.rb
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
-        across = max(<int64_t> 1, min(s.panels, ACROSS_BYTES // (max(<int64_t> 1, mini.rows) * e.rb * e.size)))
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
-        while tile < end and tile < s.first_tile + s.tiles:
-            m = tile - s.first_tile
+        # Tiles go along rows of weights as far as the panels of output gradients under them stay near; then down.
+        m, panel, across = tile - s.first_tile, 0, s.panels
+        if across * mini.rows * e.rb * e.size > ACROSS_BYTES:
+            across = max(<int64_t> 1, ACROSS_BYTES // (mini.rows * e.rb * e.size))
             panel = m // (s.row_tiles * across) * across
             m -= panel * s.row_tiles
-            columns = min(across, s.panels - panel)     # panels in this group
-            panel += m % columns
-            m = m // columns * e.k.mr
+        width = min(across, s.panels - panel)
+        p = m % width
+        m = m // width * e.k.mr
+        last = min(end, s.first_tile + s.tiles)
+        while tile < last:
             rows = <int> min(<int64_t> e.k.mr, s.rows - m)
-            if mini.rows == 1 and panel == 0 and 1 < s.panels <= end - tile and across == s.panels and s.kind == LINEAR and run.stats == NULL:
-                _update_outer(e, run, s, &into, m, rows)
-                tile += s.panels    # they lie along a row
+            if mini.rows == 1 and p == 0 and 1 < s.panels == width <= last - tile and s.kind == LINEAR and run.stats == NULL:
+                _update_outer(e, s, &into, m, rows)
+                tile += width
+                m += e.k.mr
                 continue
-            columns = min(<int64_t> e.rb, s.columns - panel * e.rb)
-            at = (s.offset + m * s.columns + panel * e.rb) * e.size
+            columns = min(<int64_t> e.rb, s.columns - (panel + p) * e.rb)
+            at = m * s.columns + (panel + p) * e.rb
             if run.far:
-                fmb_prefetch_tile(run.params + at, rows, columns * e.size, s.columns * e.size)
-                for j in range(3):
-                    if into.state[j] != NULL:
-                        fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.columns * e.size)
-            if into.weight != 0:
-                fmb_prefetch_tile(run.average + at, rows, columns * e.size, s.columns * e.size)
+                _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
-            if mini.rows > 0 and s.kind != LINEAR:
-                _layer_gradient(e, s, mini, panel * e.rb, columns, g.c_m, me.tile)
-            elif mini.rows > 0:
-                e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
-                         s.dz + panel * s.panel_stride * e.size, me.tile)
-            else:
+            if mini.rows == 0:
                 memset(me.tile, 0, (e.k.mr + 2) * e.rb * e.size)
+            elif s.kind == LINEAR:
+                e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
+                         s.dz + (panel + p) * s.panel_stride * e.size, me.tile)
+            else:
+                _layer_gradient(e, s, mini, (panel + p) * e.rb, columns, g.c_m, me.tile)
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
             if run.stats != NULL and not run.stored:
                 e.tile_squares[tile] = e.k.tile_squares(me.tile, rows, columns, e.rb)
-            _update(e, run, s, &into, m * s.columns + panel * e.rb, rows, columns, me.tile, e.rb)
+            _update(e, s, &into, at, rows, columns, me.tile, e.rb)
             tile += 1
-        i += 1
+            p += 1
+            if p == width:
+                p = 0
+                m += e.k.mr
+                if m >= s.rows:
+                    m = 0
+                    panel += width
+                    width = min(across, s.panels - panel)
+
+
+cdef void _ask_for(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns) noexcept nogil:
+    """What the update of a tile is going to read and write."""
+    cdef int64_t at = (s.offset + first) * e.size
+    cdef int j
+    fmb_prefetch_tile(into.params + at, rows, columns * e.size, s.columns * e.size)
+    for j in range(into.states):
+        fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.columns * e.size)
+    if into.weight != 0:
+        fmb_prefetch_tile(into.average + at, rows, columns * e.size, s.columns * e.size)
 
 
 cdef void _round_coefficients(Engine *e, Run *run, Worker *me, int64_t step) noexcept nogil:
@@ -611,7 +632,7 @@ cdef void _destination(Engine *e, Run *run, Mini *mini, Worker *me, Into *into) 
     _to_update(run, mini.step, me, into)
     if run.stored:
         into.kind = FMB_GRADIENT if run.row + mini.row == 0 else FMB_ACCUMULATE
-        into.state[0], into.state[1], into.state[2] = run.gradient, NULL, NULL
+        into.state[0], into.states = run.gradient, 1
         into.weight = 0
 
 
@@ -619,61 +640,66 @@ cdef void _to_update(Run *run, int64_t step, Worker *me, Into *into) noexcept no
     cdef int j
     into.kind = run.update
     into.coef = me.coef
+    into.params, into.average = run.params, run.average
+    into.states = 0
     for j in range(3):
-        into.state[j] = run.state[j]
+        into.state[j] = run.state[j] if run.state[j] != NULL else run.params
+        into.states += run.state[j] != NULL
     into.weight = 0 if run.average == NULL else run.coefficients[run.columns * (step + 1) - 1]
 
 
-cdef void _update(Engine *e, Run *run, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns,
-                  const char *g, int64_t g_stride) noexcept nogil:
-    """The update of rows x columns weights, from number `first` of the stage's matrix on, by their gradients. At
-    `s.cut` another group of parameters begins."""
-    cdef int64_t head
+cdef inline void _update(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns, const char *g,
+                         int64_t g_stride) noexcept nogil:
+    """The update of rows x columns weights, from number `first` of the stage's matrix on, by their gradients."""
     if s.group == s.last_group:
-        _update_group(e, run, s, into, s.group, first, rows, columns, g, g_stride)
-    elif rows == 1:
+        _update_group(e, s, into, s.group, first, rows, columns, g, g_stride)
+    else:
+        _update_groups(e, s, into, first, rows, columns, g, g_stride)
+
+
+cdef void _update_groups(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns, const char *g,
+                         int64_t g_stride) noexcept nogil:
+    """The same where at `s.cut` another group of parameters begins."""
+    cdef int64_t head
+    if rows == 1:
         head = max(<int64_t> 0, min(columns, s.cut * s.columns - first))
-        _update_group(e, run, s, into, s.group, first, 1, head, g, g_stride)
-        _update_group(e, run, s, into, s.last_group, first + head, 1, columns - head, g + head * e.size, g_stride)
+        _update_group(e, s, into, s.group, first, 1, head, g, g_stride)
+        _update_group(e, s, into, s.last_group, first + head, 1, columns - head, g + head * e.size, g_stride)
     else:
         head = max(<int64_t> 0, min(rows, s.cut - first // s.columns))
-        _update_group(e, run, s, into, s.group, first, head, columns, g, g_stride)
-        _update_group(e, run, s, into, s.last_group, first + head * s.columns, rows - head, columns,
+        _update_group(e, s, into, s.group, first, head, columns, g, g_stride)
+        _update_group(e, s, into, s.last_group, first + head * s.columns, rows - head, columns,
                       g + head * g_stride * e.size, g_stride)
 
 
-cdef void _update_outer(Engine *e, Run *run, Stage *s, Into *into, int64_t m, int64_t rows) noexcept nogil:
-    """The update of whole rows m .. of a stage's matrix by the gradient of one row."""
-    cdef int64_t head = max(<int64_t> 0, min(rows, s.cut - m)), at = (s.offset + m * s.columns) * e.size
-    cdef int64_t step = head * s.columns * e.size
-    cdef char *x = s.x + m * e.rb * e.size
-    cdef char *moved[3]
-    cdef char *parts[3]
-    cdef int j
-    for j in range(3):
-        parts[j] = into.state[j] + at if into.state[j] != NULL else NULL
-        moved[j] = parts[j] + step if parts[j] != NULL else NULL
-    if head > 0:
-        e.k.update_outer(into.kind, into.coef + 8 * s.group * e.size, run.params + at, parts[0], parts[1], parts[2], x,
-                         s.dz, s.panel_stride, head, s.columns)
-    if head < rows:
-        e.k.update_outer(into.kind, into.coef + 8 * s.last_group * e.size, run.params + at + step, moved[0], moved[1],
-                         moved[2], x + head * e.rb * e.size, s.dz, s.panel_stride, rows - head, s.columns)
-    if into.weight != 0:
-        e.k.average(into.weight, run.params + at, run.average + at, rows, s.columns, s.columns)
-
-
-cdef void _update_group(Engine *e, Run *run, Stage *s, Into *into, int group, int64_t first, int64_t rows,
-                        int64_t columns, const char *g, int64_t g_stride) noexcept nogil:
+cdef inline void _update_group(Engine *e, Stage *s, Into *into, int group, int64_t first, int64_t rows, int64_t columns,
+                               const char *g, int64_t g_stride) noexcept nogil:
     cdef int64_t at = (s.offset + first) * e.size
     if rows <= 0 or columns <= 0:
         return
-    e.k.update(into.kind, into.coef + 8 * group * e.size, run.params + at,
-               into.state[0] + at if into.state[0] != NULL else NULL,
-               into.state[1] + at if into.state[1] != NULL else NULL,
-               into.state[2] + at if into.state[2] != NULL else NULL, g, rows, columns, s.columns, g_stride)
+    e.k.update(into.kind, into.coef + 8 * group * e.size, into.params + at, into.state[0] + at, into.state[1] + at,
+               into.state[2] + at, g, rows, columns, s.columns, g_stride)
     if into.weight != 0:
-        e.k.average(into.weight, run.params + at, run.average + at, rows, columns, s.columns)
+        e.k.average(into.weight, into.params + at, into.average + at, rows, columns, s.columns)
+
+
+cdef void _update_outer(Engine *e, Stage *s, Into *into, int64_t m, int64_t rows) noexcept nogil:
+    """The update of whole rows m .. of a stage's matrix by the gradient of one row."""
+    cdef int64_t head = max(<int64_t> 0, min(rows, s.cut - m))
+    _update_outer_group(e, s, into, s.group, m, head)
+    _update_outer_group(e, s, into, s.last_group, m + head, rows - head)
+
+
+cdef inline void _update_outer_group(Engine *e, Stage *s, Into *into, int group, int64_t m,
+                                     int64_t rows) noexcept nogil:
+    cdef int64_t at = (s.offset + m * s.columns) * e.size
+    if rows <= 0:
+        return
+    e.k.update_outer(into.kind, into.coef + 8 * group * e.size, into.params + at, into.state[0] + at,
+                     into.state[1] + at, into.state[2] + at, s.x + m * e.rb * e.size, s.dz, s.panel_stride, rows,
+                     s.columns)
+    if into.weight != 0:
+        e.k.average(into.weight, into.params + at, into.average + at, rows, s.columns, s.columns)
 
 
 # ---- rows' own gradients -------------------------------------------------------------------------------------------
@@ -799,7 +825,7 @@ cdef void _apply_gradient(Engine *e, Run *run, int64_t step, double weight, int 
             _mean(e, run, &e.workers[tid], step, divide, s, at, n)
         if scale != 1.0 or rules.limit < INFINITY:
             e.k.limit(g, n, scale, rules.limit)
-        _update(e, run, s, &into, at, 1, n, g, n)
+        _update(e, s, &into, at, 1, n, g, n)
 
 
 cdef Stage *_chunk(Engine *e, int64_t c, int64_t *at, int64_t *n) noexcept nogil:

@@ -100,13 +100,13 @@ def _tiles(e, run, mini, me, tile, end):
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
-        across = s.n_out * mini.rows * e.size <= ACROSS_BYTES
+        across = max(1, min(s.panels, ACROSS_BYTES // (max(1, mini.rows) * e.rb * e.size)))
         while tile < end and tile < s.first_tile + s.tiles:
             m = tile - s.first_tile
-            if across:
-                panel, m = m % s.panels, m // s.panels * e.mr
-            else:
-                panel, m = m // s.row_tiles, m % s.row_tiles * e.mr
+            panel = m // (s.row_tiles * across) * across
+            m -= panel * s.row_tiles
+            width = min(across, s.panels - panel)  # panels in this group
+            panel, m = panel + m % width, m // width * e.mr
             rows = min(e.mr, s.rows - m)
             columns = min(e.rb, s.columns - panel * e.rb)
             start, stride = m * s.columns + panel * e.rb, s.columns * e.size
