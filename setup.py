@@ -18,7 +18,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # The instruction sets of each processor, as the files of csrc/ name them, and the flags of its base.
-X86, ARM = ("v*", ["-march=x86-64-v2"]), ("neon", [])
+# PREFETCHW is a hint that older processors pass over; without the flag GCC asks to read what is going to be written.
+X86, ARM = ("v*", ["-march=x86-64-v2", "-mprfchw"]), ("neon", [])
 PROCESSORS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}
 processor = sysconfig.get_platform().split("-")[-1].lower()
 if processor not in PROCESSORS:
