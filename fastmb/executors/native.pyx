@@ -442,6 +442,7 @@ cdef class NativeExecutor:
         """Steps `run.done` .. of a run, until its deadline, on so many threads."""
         run.stop = 0
         run.start = run.done
+        run.ask = run.far or (threads > 1 and run.batch_size >= self.e.k.lanes)
         with nogil:
             if threads == 1:
                 _work(&self.e, run, 0, 1)

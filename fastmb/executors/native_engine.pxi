@@ -121,7 +121,8 @@ cdef struct Run:            # what one call works on
     int64_t check           # steps between two looks at the clock
     int64_t start, done     # updates made before this region, and by now
     int stop, bad
-    int far                 # parameters and state are worth asking for ahead of their tile
+    int far                 # parameters and state don't stay near
+    int ask                 # ahead of their tile: they are far, or another thread has read them since
 
 cdef struct Into:           # where gradients go
     int kind                # of update

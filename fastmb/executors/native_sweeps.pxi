@@ -580,7 +580,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 continue
             columns = min(<int64_t> e.rb, s.columns - (panel + p) * e.rb)
             at = m * s.columns + (panel + p) * e.rb
-            if run.far:
+            if run.ask:
                 _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
