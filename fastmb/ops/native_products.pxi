@@ -227,8 +227,8 @@ cdef int _multiply(Products *work, int dtype) except -1:
 
 cdef void _jobs(const Products *work, const fmb_ops *k, const Cut *cut, Share *shares, int thread, int threads,
                 void *scratch) noexcept nogil:
-    """A thread's own jobs, the same in each call of the same shapes, so that what it reads and writes may be in its cache
-    still; then those that others haven't got to."""
+    """A thread's own jobs, the same in each call of the same shapes, so that its cache may hold what it reads and
+    writes; then those that others haven't got to."""
     cdef Share *share
     cdef int64_t job
     cdef int t
