@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .machine import on_processors
 from .peer import Peer
 from .peers import PEERS, NumPy, missing
 from .turns import Contender, fastest, in_turn
@@ -53,7 +54,8 @@ def contender(peer: Peer, tune: bool = True) -> Contender:
         return Contender(run, peer.work.steps, how, tuple(p for p in peer.packages if "." not in p))
 
     variants = [variant(how) for how in peer.variants()]
-    return fastest(variants if tune else variants[:1])
+    with on_processors(peer.threads):
+        return fastest(variants if tune else variants[:1])
 
 
 def errors(work: Workload, peers: list[type[Peer]], threads: int) -> dict[str, float]:

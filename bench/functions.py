@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .machine import allowed_threads
+from .machine import on_processors
 from .peer import thread_counts
 from .turns import Contender, Run, fastest, in_turn, looped
 
@@ -19,14 +19,12 @@ SECONDS = 0.02  # of a turn: thousands of calls if they are tiny
 Call = Callable[[], Any]
 
 
-def missing(peer: str, threads: int) -> str | None:
+def missing(peer: str) -> str | None:
     """What keeps a peer from taking part, or None."""
     try:
         import_module(PEERS[peer][0])
     except ImportError as error:
         return f"{peer} left out: {error}"
-    if peer == "jax" and threads != allowed_threads():
-        return f"jax left out: it takes {allowed_threads()} threads, not {threads}"
     return None
 
 
@@ -99,13 +97,14 @@ def compare(
         for peer in PEERS:
             if peer in (without or {}):
                 continue
-            if why := missing(peer, threads):
+            if why := missing(peer):
                 left_out.append(why)
                 continue
             ways = make(peer)
             errors[peer] = max(error(call) for call in ways)
             assert errors[peer] < 1e3 * np.finfo(dtype).eps, f"{peer}: {errors[peer]}"
-            contenders[peer] = _contender(peer, ways, threads, tune=not benchmark.disabled)
+            with on_processors(threads):
+                contenders[peer] = _contender(peer, ways, threads, tune=not benchmark.disabled)
         in_turn(
             benchmark,
             contenders,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -70,3 +72,21 @@ def copy_bandwidth(threads: int, seconds: float = 0.1, size: int = 1 << 26) -> f
 def allowed_threads() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def on_processors(count: int) -> Iterator[None]:
+    """Keeps this process on `count` of its processors, with all threads that libraries have, or start within."""
+    allowed = os.sched_getaffinity(0)
+    bind(set(sorted(allowed)[:count]))
+    try:
+        yield
+    finally:
+        bind(allowed)
+
+
+def bind(processors: set[int]) -> None:
+    """Gives all threads of this process these processors; those that they start later have them, too."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(task.name), processors)

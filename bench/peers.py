@@ -211,7 +211,8 @@ class JAX(Peer):
     """The whole epoch compiled: `lax.scan` over its mini-batches, parameters and state donated.
 
     The permutation is NumPy's, or compiled in ("jit"; it sorts, which is slow on a CPU). Rows are gathered mini-batch
-    by mini-batch inside the scan, or all at once before it. How many threads work is XLA's own choice.
+    by mini-batch inside the scan, or all at once before it. How many threads work is XLA's own choice; `turns.in_turn`
+    keeps everybody on as many processors as are measured.
     """
 
     name = "jax"

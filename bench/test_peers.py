@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from .machine import on_processors
 from .peers import PEERS, NumPy, missing
 from .workloads import WORKLOADS, Workload
 
@@ -50,3 +53,16 @@ def test_every_variant_lowers_the_loss(name: str) -> None:
         last = peer.replay(work.order(seed=4)).mean()
         assert last < first
         first = last
+
+
+def test_one_processor_is_all_that_anybody_has() -> None:
+    """Threads that were there before, and those that are started meanwhile; afterwards all is as it was."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one processor is all there is")
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: os.sched_getaffinity(0), range(2))) == [allowed] * 2
+        with on_processors(1), ThreadPoolExecutor(1) as late:
+            found = [pool.submit(os.sched_getaffinity, 0).result(), late.submit(os.sched_getaffinity, 0).result()]
+            assert found == [{min(allowed)}] * 2
+        assert pool.submit(os.sched_getaffinity, 0).result() == allowed

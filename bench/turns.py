@@ -17,7 +17,7 @@ from functools import cache
 from statistics import median
 from typing import Any
 
-from .machine import copy_bandwidth, environment, fma_peak, isa, processor
+from .machine import allowed_threads, copy_bandwidth, environment, fma_peak, isa, on_processors, processor
 from .peers import version
 
 SETTLED = 0.06  # seconds after which nobody's idle threads spin: OpenBLAS lets them for 2^26 cycles, some 30 ms
@@ -98,7 +98,8 @@ def in_turn(
     only times are told. `left_out` says who is missing and why. `baseline` is the contender that is no peer, but the
     same work without the thing that is timed; the ratio to it is to be at most `asked`. A turn takes `seconds`, or one
     time if that is longer. Before it, to `settle`, the threads of whoever was before go to sleep, and work that is
-    shorter than a turn is done once. With ``--benchmark-disable`` everyone works once.
+    shorter than a turn is done once. Beside peers everybody is kept on `threads` processors: not all of them
+    can be told how many threads to take. With ``--benchmark-disable`` everyone works once.
     """
     ours = contenders["fastmb"]
     others = {name: contender for name, contender in contenders.items() if name != "fastmb"}
@@ -107,7 +108,7 @@ def in_turn(
             contender.run(1)
         benchmark(ours.run, 1)
         return
-    times = {name: times_in(contender.run, seconds) for name, contender in contenders.items()}
+    times: dict[str, int] = {}
     found: dict[str, list[float]] = {name: [] for name in contenders}
     peaks = []
 
@@ -128,7 +129,9 @@ def in_turn(
     gc.collect()
     gc.freeze()
     try:
-        benchmark.pedantic(ours.run, args=(times["fastmb"],), setup=before_a_round, rounds=rounds)
+        with on_processors(allowed_threads() if baseline else threads):
+            times.update({name: times_in(contender.run, seconds) for name, contender in contenders.items()})
+            benchmark.pedantic(ours.run, args=(times["fastmb"],), setup=before_a_round, rounds=rounds)
     finally:
         gc.unfreeze()
     found["fastmb"] = [taken / (times["fastmb"] * ours.units) for taken in benchmark.stats.stats.data]

@@ -19,6 +19,10 @@ cdef struct Cut:                # how the work is cut into jobs
     int64_t rows, columns       # of C a job
     int64_t row_jobs, column_jobs, jobs
 
+cdef struct Share:              # the jobs of a thread: a cache line, so that others' counting is not felt
+    int64_t next, last
+    int64_t unused[6]
+
 
 def matmul(a, b, transpose_a, transpose_b, bias, activation, alpha, beta, out, names=_check.MATMUL_NAMES):
     cdef cnp.ndarray A, B, C
@@ -171,46 +175,70 @@ cdef void _cut(Cut *cut, const Products *work, const fmb_ops *k, int threads) no
     elif threads > 1:
         cut.run = 1
         blocks = (wanted + work.count - 1) // work.count
-        # Columns first, whole panels of at least four tiles: rows that are cut have B packed anew.
-        cut.columns = _share(p.n, k.isa_columns, 4, blocks)
-        blocks = (blocks + (p.n - 1) // cut.columns) // ((p.n + cut.columns - 1) // cut.columns)
-        cut.rows = _share(p.m, k.isa_rows, 4, blocks)
-    cut.row_jobs = (p.m + cut.rows - 1) // cut.rows
-    cut.column_jobs = (p.n + cut.columns - 1) // cut.columns
-    cut.jobs = (work.count + cut.run - 1) // max(cut.run, 1) * cut.row_jobs * cut.column_jobs
+        # Whole panels of at least four tiles. Half of the cuts go through the columns, the others through the rows:
+        # every cut of the columns has A read once more, every cut of the rows has B packed once more.
+        cut.columns = _share(p.n, k.isa_columns, 4, (blocks + 1) // 2)
+        cut.rows = _share(p.m, k.isa_rows, 4, _quotient(blocks, _quotient(p.n, cut.columns)))
+    cut.row_jobs = _quotient(p.m, cut.rows)
+    cut.column_jobs = _quotient(p.n, cut.columns)
+    cut.jobs = _quotient(work.count, cut.run) * cut.row_jobs * cut.column_jobs
+
+
+cdef inline int64_t _quotient(int64_t n, int64_t by) noexcept nogil:
+    """n / by, rounded up."""
+    return (n + by - 1) // by
 
 
 cdef inline int64_t _share(int64_t n, int64_t tile, int64_t least, int64_t parts) noexcept nogil:
     """Elements a part, in whole tiles, at least so many."""
-    cdef int64_t tiles = (n + tile - 1) // tile
-    return max((tiles + parts - 1) // parts, min(least, tiles)) * tile
+    cdef int64_t tiles = _quotient(n, tile)
+    return max(_quotient(tiles, parts), min(least, tiles)) * tile
 
 
 cdef int _multiply(Products *work, int dtype) except -1:
     cdef const fmb_ops *k = ops[dtype]
-    cdef int64_t size = 8 if dtype == FMB_F64 else 4, job
+    cdef int64_t size = 8 if dtype == FMB_F64 else 4
     cdef double flops = 2.0 * work.p.m * work.p.n * work.p.k * work.count
-    cdef int threads
+    cdef int threads, t
     cdef Cut cut
     cdef Scratch scratch
+    cdef Share *shares
     if work.p.m == 0 or work.p.n == 0 or work.count == 0:
         return 0
     _orient(work, size)
     threads = _threads_for(flops)
     _cut(&cut, work, k, threads)
     threads = <int> min(<int64_t> threads, cut.jobs)
-    scratch = _borrow(threads * k.scratch)
+    scratch = _borrow(threads * (k.scratch + <int64_t> sizeof(Share)))
+    shares = <Share *> (scratch.memory + threads * k.scratch)
+    for t in range(threads):
+        shares[t].next, shares[t].last = t * cut.jobs // threads, (t + 1) * cut.jobs // threads
     with nogil:
         if threads == 1:
-            for job in range(cut.jobs):
-                _job(work, k, &cut, job, scratch.memory)
+            _jobs(work, k, &cut, shares, 0, 1, scratch.memory)
         else:
             enter_region()
-            for job in prange(cut.jobs, num_threads=threads, schedule="dynamic"):
-                _job(work, k, &cut, job, scratch.memory + omp_get_thread_num() * k.scratch)
+            for t in prange(threads, num_threads=threads, schedule="static"):
+                _jobs(work, k, &cut, shares, t, threads, scratch.memory + t * k.scratch)
             leave_region()
     pool.append(scratch)
     return 0
+
+
+cdef void _jobs(const Products *work, const fmb_ops *k, const Cut *cut, Share *shares, int thread, int threads,
+                void *scratch) noexcept nogil:
+    """A thread's own jobs, the same in each call of the same shapes, so that its cache may hold what it reads and
+    writes; then those that others haven't got to."""
+    cdef Share *share
+    cdef int64_t job
+    cdef int t
+    for t in range(threads):
+        share = &shares[(thread + t) % threads]
+        while True:
+            job = fmb_take(&share.next, 1)
+            if job >= share.last:
+                break
+            _job(work, k, cut, job, scratch)
 
 
 cdef void _job(const Products *work, const fmb_ops *k, const Cut *cut, int64_t job, void *scratch) noexcept nogil:

@@ -8,7 +8,9 @@ contiguous is collected, and put back, a span of a few kilobytes at a time.
 cdef enum:
     MAX_OPERANDS = 5
     SPAN = 1024                 # elements of what is collected at a time
-    CHUNK = 16384               # elements of a job
+    CHUNK = 16384               # elements of a sum of squares: they are added chunk by chunk
+    PIECE = 4096                # elements of a job
+    LEAST = 256                 # of a reduction that a thread takes, a multiple of a cache line
 
 cdef enum Kernel:
     FORWARD, BACKWARD, UPDATE, SCALE
@@ -106,7 +108,7 @@ cdef int _lay_flat(Walk *walk, cnp.ndarray x, cnp.ndarray y, cnp.ndarray out) no
     walk.data[2] = <char *> cnp.PyArray_DATA(out)
     walk.strides[0][0] = walk.strides[1][0] = walk.strides[2][0] = walk.size
     walk.shape[0] = cnp.PyArray_SIZE(out)
-    walk.chunks = (walk.shape[0] + CHUNK - 1) // CHUNK
+    walk.chunks = (walk.shape[0] + PIECE - 1) // PIECE
     return 0
 
 
@@ -208,7 +210,7 @@ cdef int _lay(Walk *walk, list arrays, int writes) except -1:
     walk.outer = 1
     for d in range(1, walk.dims):
         walk.outer *= walk.shape[d]
-    walk.chunks = (walk.shape[0] + CHUNK - 1) // CHUNK
+    walk.chunks = (walk.shape[0] + PIECE - 1) // PIECE
     return 0
 
 
@@ -234,8 +236,8 @@ cdef void _walk_jobs(const Walk *walk, int64_t first, int64_t last) noexcept nog
     cdef int i, d
     for job in range(first, last):
         rest = job // walk.chunks
-        begin = job % walk.chunks * CHUNK
-        n = min(<int64_t> CHUNK, walk.shape[0] - begin)
+        begin = job % walk.chunks * PIECE
+        n = min(<int64_t> PIECE, walk.shape[0] - begin)
         for i in range(walk.operands):
             at[i] = walk.data[i] + begin * walk.strides[i][0]
         for d in range(1, walk.dims):
@@ -326,14 +328,14 @@ def reduce_gradients(stack, weights, mean, out, name="stack"):
 cdef int _reduce(cnp.ndarray x, const void *weight, double divisor, cnp.ndarray o, int64_t n) except -1:
     cdef const fmb_ops *k = ops[_dtype(o)]
     cdef int64_t S = cnp.PyArray_DIMS(x)[0], stride = cnp.PyArray_STRIDES(x)[0], size = cnp.PyArray_ITEMSIZE(x)
-    cdef int64_t i, chunk = 4096, chunks
+    cdef int64_t i, chunk
     cdef const char *data = <const char *> cnp.PyArray_DATA(x)
     cdef char *to = <char *> cnp.PyArray_DATA(o)
     cdef int stream = n * size >= STREAM_BYTES
     cdef int threads = _threads_for(VALUE_FLOPS / 2 * n * S)
     cdef unsigned long long state
-    chunks = (n + chunk - 1) // chunk
-    threads = <int> min(<int64_t> threads, chunks)
+    chunk = _share(n, LEAST, 1, threads)    # one a thread, of whole cache lines
+    threads = <int> _quotient(n, chunk)
     with nogil:
         if threads == 1:
             state = fmb_fp_enter()
@@ -341,7 +343,7 @@ cdef int _reduce(cnp.ndarray x, const void *weight, double divisor, cnp.ndarray 
             fmb_fp_leave(state)
         else:
             enter_region()
-            for i in prange(chunks, num_threads=threads, schedule="static"):
+            for i in prange(threads, num_threads=threads, schedule="static"):
                 state = fmb_fp_enter()
                 k.reduce(data + i * chunk * size, stride, S, weight, divisor, to + i * chunk * size,
                          min(chunk, n - i * chunk), stream)
