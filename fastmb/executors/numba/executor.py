@@ -536,6 +536,7 @@ class NumbaExecutor:
     def _start(self, entry: int, run: np.ndarray, threads: int, deadline: float) -> None:
         """Steps `done` .. of a run, until a deadline, on so many threads."""
         run["deadline"], run["stop"], run["start"] = deadline, 0, run["done"]
+        run["ask"] = run["far"] or (threads > 1 and run["batch_size"] >= self.target.lanes)
         team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
 
     def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:

@@ -110,7 +110,7 @@ ENGINE = _record(
 RUN = _record(
     *("x", "y", "order", "sample_weight", "n", "loss_kernel", "indices", "row_weights"),
     *("first", "steps", "batch_size", "t", "coefficients", "sums", "update", "params", "state0", "state1", "state2"),
-    *("f8 deadline", "check", "start", "done", "stop", "bad", "far"),
+    *("f8 deadline", "check", "start", "done", "stop", "bad", "far", "ask"),
     *("result", "losses", "weights", "counter"),  # inference
     *("offsets", "part_rows", "f8 clip", "f8 noise", "secure", "f8 max_norm", "f8 limit", "f8 divide"),  # `Rules`
     *("want", "sweep", "stored", "applied", "gradient", "row", "stats", "norms", "norms_out", "whole", "inputs"),

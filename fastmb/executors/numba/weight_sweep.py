@@ -25,7 +25,7 @@ _NEXT_TILE = offset(WORKER, "next_tile")
 @jit
 def weight_sweep(e, run, mini, me, tid, threads):
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
-    chunk = 1 + 64 // max(1, mini.rows)
+    chunk = 1 + 64 // max(1, mini.rows) if threads > 1 else e.total_tiles
     read_coefficients(e, run, me, mini.step)
     _expect(e, run, mini, me, tid, threads)
     if run.running and tid == threads - 1:
@@ -89,33 +89,36 @@ def _tiles(e, run, mini, me, tile, end):
     g = at(GEMM, me.gemm)
     into = to_array(run, me, run.row + mini.row > 0) if run.stored else to_update(run, me, mini.step)
     i = 0
-    s = at(STAGE, e.stages)
-    while tile >= s.first_tile + s.tiles:
-        i += 1
-        s = item(STAGE, e.stages, i)
     while tile < end:
         s = item(STAGE, e.stages, i)
+        i += 1
+        if tile >= s.first_tile + s.tiles:
+            continue
         g.a_m, g.a_k, g.a_block, g.ahead = e.rb, 1, s.x_block, 0
         g.b_k, g.b_block = e.rb, e.rb * e.rb
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
-        across = max(1, min(s.panels, ACROSS_BYTES // (max(1, mini.rows) * e.rb * e.size)))
-        while tile < end and tile < s.first_tile + s.tiles:
-            m = tile - s.first_tile
-            panel = m // (s.row_tiles * across) * across
-            m -= panel * s.row_tiles
-            width = min(across, s.panels - panel)  # panels in this group
-            panel, m = panel + m % width, m // width * e.mr
+        # Tiles go along rows of weights as far as the panels of output gradients under them stay near; then down.
+        m, first, across = tile - s.first_tile, 0, s.panels
+        if across * mini.rows * e.rb * e.size > ACROSS_BYTES:
+            across = max(1, ACROSS_BYTES // (mini.rows * e.rb * e.size))
+            first = m // (s.row_tiles * across) * across
+            m -= first * s.row_tiles
+        width = min(across, s.panels - first)
+        p, m = m % width, m // width * e.mr
+        last = min(end, s.first_tile + s.tiles)
+        while tile < last:
+            panel = first + p
             rows = min(e.mr, s.rows - m)
             columns = min(e.rb, s.columns - panel * e.rb)
             start, stride = m * s.columns + panel * e.rb, s.columns * e.size
-            if run.far:
+            if run.ask:  # they don't stay near, or another thread has read them since
                 for array in (run.params, into.state0, into.state1, into.state2):
                     if array:
                         _ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, stride)
-            if into.weight != 0:
-                _ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
+                if into.weight != 0:
+                    _ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
             if mini.rows > 0 and s.kind != LINEAR:
@@ -133,4 +136,11 @@ def _tiles(e, run, mini, me, tile, end):
                 call(e.k_tile_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * tile))
             update(e, run, me, s, into, start, rows, columns, me.tile, e.rb)
             tile += 1
-        i += 1
+            p += 1
+            if p == width:
+                p = 0
+                m += e.mr
+                if m >= s.rows:
+                    m = 0
+                    first += width
+                    width = min(across, s.panels - first)
