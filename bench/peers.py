@@ -36,15 +36,20 @@ def trainer(work: Workload, dtype: str = "float32", n_threads: int | None = None
 
 
 class FastMB(Peer):
+    """As it is: of the threads that it may use it takes as many as pay, and tries that while it trains."""
+
     name = "fastmb"
     packages = ("fastmb", "fastmb.executors.native")
 
     def __init__(self, work: Workload, dtype: str = "float32", threads: int = 1) -> None:
         super().__init__(work, dtype, threads)
-        self.trainer = trainer(work, dtype, threads)
+        self.trainer = trainer(work, dtype)
 
     def train(self, epochs: int) -> None:
-        self.trainer.fit(self.X, self.y, max_epochs=epochs, verbose=0)
+        from fastmb.threads import at_most
+
+        with at_most(self.threads):
+            self.trainer.fit(self.X, self.y, max_epochs=epochs, verbose=0)
 
     def replay(self, order: np.ndarray) -> np.ndarray:
         return np.array([self.trainer.step(self.X[rows], self.y[rows]) for rows in batches(order, self.work)])

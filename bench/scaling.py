@@ -28,7 +28,7 @@ import numpy as np
 
 from .machine import environment, fma_peak, isa, processor
 from .peer import Peer
-from .peers import PEERS, FastMB, missing, trainer, versions
+from .peers import PEERS, missing, trainer, versions
 from .workloads import WORKLOADS, Workload
 
 DATA = 1 << 24  # numbers that a data set in memory may hold
@@ -66,8 +66,6 @@ def time_steps(work: Workload, names: list[str], threads: int, rounds: int, seco
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         peer = peers[name] = PEERS[name](work, threads=threads)
-        if isinstance(peer, FastMB):
-            peer.trainer = trainer(work)  # it picks its threads itself
         peer.tune()
         epochs[name] = peer.epochs_in(seconds)
     for turn in range(rounds):
