@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .optim import Optimizer
 
 
+UNASKED = 1 << 26  # bytes up to which nobody looks whether they are there: that takes longer than to write 2 MB
+
+
 class Pending(NamedTuple):
     """Gradients that wait for `apply`: their sum over the rows, what it is to be divided by, and the rows."""
 
@@ -202,8 +205,8 @@ class PerExample:
         Raises
         ------
         MemoryError
-            If the machine has not the memory that they take, 4 or 8 bytes a row and parameter; the message has the
-            figures.
+            If the machine has not the memory that they take, 4 or 8 bytes a row and parameter, where that is over
+            64 MiB; the message has the figures.
         IndexError
             If `rows` names a row that isn't there.
         """
@@ -216,7 +219,7 @@ class PerExample:
             batches.batch_size = n
             plan = self.net.plan
             bytes_ = n * sum(stage.size for stage in plan.stages) * plan.dtype.itemsize
-            if bytes_ > (there := available_memory()):
+            if bytes_ > UNASKED and bytes_ > (there := available_memory()):
                 raise MemoryError(
                     f"the gradients of {n} rows take {_gigabytes(bytes_)}; {_gigabytes(there)} are available "
                     f"(take fewer rows at a time: per_example_gradients(X, y, rows=...))"

@@ -271,7 +271,7 @@ def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, m
 
 @pytest.mark.parametrize("rows", [63, 97, 290])
 def test_weights_that_leave_the_caches_change_no_bit(rows, any_thread_count):
-    """Blocks in groups, weights packed for them, tiles in groups of panels: all depend on sizes that others don't have."""
+    """Blocks in groups, weights packed for them, tiles in groups of panels: other tests are too small for these."""
     rng = np.random.default_rng(0)
     net = mb.mlp([1027, 530, 523, 3], seed=0)  # 2.2 MB, which are packed, and 1.1 MB
     batches = Batches(rng.standard_normal((rows, 1027), np.float32), rng.integers(0, 3, rows), None, None, rows, 1.0)

@@ -102,9 +102,16 @@ def test_the_bits_do_not_depend_on_threads_or_instruction_set(any_thread_count, 
         np.testing.assert_array_equal(norms, found[0][3])
 
 
-def test_statistics_change_no_bit():
-    plain, told = (updated(lambda *a: NativeExecutor(*a, 1), Rules(), "float32", 32, stats=s) for s in (False, True))
+@pytest.mark.parametrize("rules", [*RULES, "plain"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_statistics_change_no_bit(any_thread_count, rules, dtype, n_threads):
+    # They need a stored gradient before the update; without them the last part's tiles may go into it at once.
+    rules = RULES.get(rules, Rules())
+    build = lambda *a: NativeExecutor(*a, n_threads)  # noqa: E731
+    plain, told = (updated(build, rules, dtype, 33, stats=s) for s in (False, True))
     assert np.array_equal(plain[0], told[0])
+    assert np.array_equal(plain[1], told[1])
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
@@ -165,6 +172,7 @@ def test_rows_can_be_chosen(executor):
 def test_too_much_memory_is_refused_with_the_figures(monkeypatch):
     trainer = make("native")
     monkeypatch.setattr("fastmb._per_example.available_memory", lambda: 100_000)
+    monkeypatch.setattr("fastmb._per_example.UNASKED", 0)
     with pytest.raises(MemoryError, match=r"the gradients of 97 rows take 0\.000\d+ GB; 0\.0001 GB are available"):
         trainer.per_example_gradients(X, Y)
 

@@ -132,6 +132,9 @@ cdef struct Into:           # where gradients go
     int states
     char *average
     double weight           # of the weights in their average
+    int completes           # with a last part's tiles: `before` has the sum of the parts before it, or is NULL, and the
+    char *before            # whole times `factor` is the mean
+    double factor
 
 cdef struct Mini:           # one mini-batch, or a part of one, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks

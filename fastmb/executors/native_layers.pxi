@@ -21,7 +21,8 @@ cdef void _normalisation(Engine *e, Stage *s, char *mean, char *rstd, fmb_norm *
 
 
 cdef void _layer(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, char *x, int64_t x_block, char *out,
-                 int64_t out_block, int64_t low, int64_t high, Worker *me, int inference, int part, int parts) noexcept nogil:
+                 int64_t out_block, int64_t low, int64_t high, Worker *me, int inference, int part,
+                 int parts) noexcept nogil:
     """Features low .. high of out = f(x), for each block."""
     cdef int64_t b
     cdef char *stats

@@ -6,7 +6,7 @@ The arithmetic of csrc/gradients.inc.
 from __future__ import annotations
 
 from .dropout import philox
-from .emit import Emitter, Value
+from .emit import Emitter, Value, Variable
 from .mathematics import log
 
 _NOISE = 255  # the purpose of these random numbers
@@ -77,30 +77,33 @@ def squares(e: Emitter, *arguments: Value) -> None:
 def tile_squares(e: Emitter, *arguments: Value) -> None:
     """The sum of squares of a tile, rows x n, a row every `stride`: in T and vectors, for what is only looked at."""
     g, rows, n, stride, out = arguments
-    sums, rest = [e.variable(e.zeros(e.lanes)) for _ in range(4)], e.variable(e.doubles(0.0, 1))
+    (a, b, a_before, b_before), rest = (e.variable(e.zeros(e.lanes)) for _ in range(4)), e.variable(e.doubles(0.0, 1))
 
-    def add(j: Value, i: int) -> None:
+    def add(j: Value, total: Variable) -> None:
         x = e.load(g, j, e.lanes)
-        sums[i].set(e.fma(x, x, sums[i].get()))
+        total.set(e.fma(x, x, total.get()))
 
     with e.loop(0, rows) as row:
         at, whole = row * stride, n - n % e.rb
-        first, second = sums[0].get(), sums[2].get()
-        sums[0].set(second)  # short rows take turns
-        sums[2].set(first)
         with e.loop(0, whole, e.rb) as j:
-            add(at + j, 0)
-            add(at + j + e.lanes, 1)
+            add(at + j, a)
+            add(at + j + e.lanes, b)
         half = n - n % e.lanes
         with e.when(half > whole):
-            add(at + whole, 3)
+            add(at + whole, a)
         with e.loop(half, n) as j:
             y = e.widen(e.load(g, at + j))
             rest.set(rest.get() + y * y)
-    total = (sums[0].get() + sums[2].get()) + (sums[1].get() + sums[3].get())
-    for lane in range(e.lanes):
-        rest.set(rest.get() + e.widen(e.lane(total, lane)))
-    e.store_doubles(rest.get(), out)
+        for now, before in ((a, a_before), (b, b_before)):  # rows take turns
+            swap = now.get()
+            now.set(before.get())
+            before.set(swap)
+    tree = (a.get() + a_before.get()) + (b.get() + b_before.get())
+    count = e.lanes // 2
+    while count > 1:
+        tree = e.shuffle(tree, tree, range(count)) + e.shuffle(tree, tree, range(count, 2 * count))
+        count //= 2
+    e.store_doubles(rest.get() + e.widen(e.lane(tree, 0) + e.lane(tree, 1)), out)
 
 
 def scale_rows(e: Emitter, *arguments: Value) -> None:

@@ -70,7 +70,9 @@ SOURCE = _record("data", "row_stride", "col_stride", "columns", "f8 scale", "gat
 LOSS = _record("n", "f8 smoothing", "f8 delta", "weight", "function")
 
 #: Where gradients go: the update's kernel, the optimiser's states, the weight of the parameters in their average.
-INTO = _record("update", "state0", "state1", "state2", "f8 weight")
+#: `completes`: with a last part's tiles; `before` has the sum of the parts before it, or is 0, and the whole times
+#: `factor` is the mean.
+INTO = _record("update", "state0", "state1", "state2", "f8 weight", "completes", "before", "f8 factor")
 
 #: A product of tiles, see `gemm`.
 GEMM = _record("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", "k_last", "ahead")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .applied import add_to_lane, apply_gradient, clear_lanes, mean_squares, tree
+from .applied import add_to_lane, apply_gradient, at_once, clear_lanes, mean_squares, tree
 from .blocks import block_rows, class_weight, sample_weight
 from .machine import at, flush_denormals, item, jit, load_f8, load_i8, now, restore_denormals, store_f8
 from .records import ENGINE, MINI, RUN, WORKER
@@ -37,7 +37,7 @@ def train(engine, run_, tid, threads):
             break
         if run.sweep:
             weight_sweep(e, run, mini, me, tid, threads)
-        if run.stored and mini.last and not run.applied:
+        if run.stored and mini.last and not run.applied and not at_once(run):
             wait(e.barrier, tid, threads)
             apply_gradient(e, run, me, mini.step, mini.weight, tid, threads)
         if tid == 0:

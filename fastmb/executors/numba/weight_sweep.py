@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .applied import read_coefficients, to_array, to_update, update
+from .applied import complete, destination, read_coefficients, update
 from .layers import layer_gradient, move_statistics
 from .machine import (
     address,
@@ -87,7 +87,7 @@ def _tiles(e, run, mini, me, tile, end):
     and the update of w.
     """
     g = at(GEMM, me.gemm)
-    into = to_array(run, me, run.row + mini.row > 0) if run.stored else to_update(run, me, mini.step)
+    into = destination(run, mini, me)
     i = 0
     while tile < end:
         s = item(STAGE, e.stages, i)
@@ -134,6 +134,8 @@ def _tiles(e, run, mini, me, tile, end):
                 rows = 1
             if run.stats and not run.stored:
                 call(e.k_tile_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * tile))
+            if into.completes:
+                complete(e, run, me, into, (s.offset + start) * e.size, rows, columns, s.columns, me.tile)
             update(e, run, me, s, into, start, rows, columns, me.tile, e.rb)
             tile += 1
             p += 1
