@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -68,7 +68,10 @@ class Epoch:
         return self.loss + loss, self.weight + weight
 
     def copy(self) -> Epoch:
-        return replace(self, sums=self.sums.copy(), stats=None if self.stats is None else self.stats.copy())
+        stats = None if self.stats is None else self.stats.copy()
+        return Epoch(
+            self.rows, self.done, self.seconds, self.lr, self.loss, self.weight, self.sums.copy(), stats, self.moments
+        )
 
 
 class Kept(NamedTuple):
