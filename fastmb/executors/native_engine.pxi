@@ -226,7 +226,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     panel_rows = blocks * e.rb
     e.group = e.largest_group
     if rows > 0:
-        e.group = <int> min(<int64_t> e.group, (blocks + threads - 1) // threads)
+        e.group = <int> min(<int64_t> e.group, max(<int64_t> GROUP, (blocks + threads - 1) // threads))
     for i in range(e.n_stages):
         s = &e.stages[i]
         s.x = base + at
