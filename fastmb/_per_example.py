@@ -218,19 +218,15 @@ class PerExample:
             n = len(batches.X) if batches.order is None else len(batches.order)
             batches.batch_size = n
             plan = self.net.plan
-            bytes_ = n * sum(stage.size for stage in plan.stages) * plan.dtype.itemsize
+            bytes_ = n * plan.n_parameters * plan.dtype.itemsize
             if bytes_ > UNASKED and bytes_ > (there := available_memory()):
                 raise MemoryError(
                     f"the gradients of {n} rows take {_gigabytes(bytes_)}; {_gigabytes(there)} are available "
                     f"(take fewer rows at a time: per_example_gradients(X, y, rows=...))"
                 )
-            found: dict[str, np.ndarray] = {}
-            whole: list[np.ndarray | None] = []
-            for stage in plan.stages:
-                own = {name: np.empty((n, *shape), plan.dtype) for name, shape in stage.shapes}
-                found |= {f"{stage.name}.{name}": array for name, array in own.items()}
-                whole += [own.get("weight"), own.get("bias")]
+            found = {name: np.empty((n, *shape), plan.dtype) for name, shape in plan.shapes.items()}
             if n:
+                whole = [found.get(name) for name in plan.pairs]
                 self._executor.per_example(batches, self.t, np.zeros((1, 2)), gradients=whole)
             return found
 

@@ -472,7 +472,7 @@ def _history(history: Any) -> tuple[str | None, list[dict[str, float]]]:
 
 def _shapes(plan: Plan, prefixes: list[str]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """What tensors a network is saved as, and all that has its shape."""
-    shapes = {f"{prefix}{s.name}.{what}": shape for prefix in prefixes for s in plan.stages for what, shape in s.shapes}
+    shapes = {f"{prefix}{name}": shape for prefix in prefixes for name, shape in plan.shapes.items()}
     shapes |= {f"{s.name}.{what}": shape for s in plan.stages for what, shape in s.buffer_shapes}
     return {name: (plan.dtype, shape) for name, shape in shapes.items()}
 

@@ -350,7 +350,7 @@ class Sequential:
         return table
 
     def _size(self) -> str:
-        total = sum(stage.size for stage in self.plan.stages)
+        total = self.plan.n_parameters
         return f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB"
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,7 +98,7 @@ class Stage:
         """Rows of the stage's matrix: of a `Linear` its inputs, and one for the bias."""
         return self.size // self.columns if self.shapes else 0
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Parameters of the stage."""
         return sum(math.prod(shape) for _, shape in self.shapes)
@@ -123,18 +124,32 @@ class Plan:
     def n_outputs(self) -> int:
         return self.stages[-1].n_out
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Elements of the flat vector, gaps included."""
         last = self.stages[-1]
         return aligned(last.offset + last.size)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all parameters, by name, in the order in which they lie."""
+        return {f"{stage.name}.{what}": shape for stage in self.stages for what, shape in stage.shapes}
+
+    @cached_property
+    def pairs(self) -> tuple[str, ...]:
+        """The name of each stage's weight, and that of its bias, in turn, whether it has them or not."""
+        return tuple(f"{stage.name}.{what}" for stage in self.stages for what in ("weight", "bias"))
+
+    @cached_property
+    def n_parameters(self) -> int:
+        return sum(stage.size for stage in self.stages)
 
     @property
     def buffer_size(self) -> int:
         """Elements of the flat vector of buffers."""
         return sum(aligned(stage.buffer_size) for stage in self.stages)
 
-    @property
+    @cached_property
     def batch_norms(self) -> tuple[int, ...]:
         """The stages that need statistics of all rows of a mini-batch."""
         return tuple(i for i, stage in enumerate(self.stages) if stage.kind == "batch_norm")

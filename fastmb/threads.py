@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 from ._errors import unknown_name
 
@@ -56,12 +57,20 @@ def limit() -> int:
 
 def openmp_limit() -> int:
     """What OpenMP would use in this thread now; without the extension, what the environment tells OpenMP."""
+    if (max_threads := _openmp()) is not None:
+        return max_threads()
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else machine_limit()
+
+
+@cache
+def _openmp() -> Callable[[], int] | None:
+    """OpenMP's own answer, where there is the extension. Imported at the first call: executors import this module."""
     try:
         from .executors.native import max_threads
     except ModuleNotFoundError:
-        first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        return max(1, int(first)) if first.isdecimal() else machine_limit()
-    return max_threads()
+        return None
+    return max_threads
 
 
 def machine_limit() -> int:

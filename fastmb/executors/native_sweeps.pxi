@@ -16,9 +16,9 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
         _share(&me.next_tile, &me.last_tile, e.total_tiles, tid, threads)
         _row_sweep(e, run, &mini, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
+        if tid == 0:    # meanwhile others take its tiles
+            _sum(e, run, &mini)
         if run.bad:
-            if tid == 0:
-                _sum(e, run, &mini)
             break
         if run.sweep:
             _weight_sweep(e, run, &mini, tid, threads)
@@ -26,7 +26,6 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
             fmb_barrier_wait(&e.barrier, tid, threads)
             _apply_gradient(e, run, mini.step, mini.weight, tid, threads)
         if tid == 0:
-            _sum(e, run, &mini)
             run.done = mini.step + mini.last
             if run.done == run.steps or (mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
                                          and fmb_now() > run.deadline):
@@ -35,7 +34,7 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
         _next(e, run, threads, &mini)
         _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
-        if tid == 0 and run.stats != NULL:
+        if tid == threads - 1 and run.stats != NULL:
             _mean_squares(e, run, &past)
         if run.stop:
             break

@@ -31,9 +31,9 @@ def train(engine, run_, tid, threads):
         me.next_tile, me.last_tile = tid * e.total_tiles // threads, (tid + 1) * e.total_tiles // threads
         row_sweep(e, run, mini, me, tid, threads)
         wait(e.barrier, tid, threads)
+        if tid == 0:  # meanwhile others take its tiles
+            _sum(e, run, mini)
         if run.bad:
-            if tid == 0:
-                _sum(e, run, mini)
             break
         if run.sweep:
             weight_sweep(e, run, mini, me, tid, threads)
@@ -41,7 +41,6 @@ def train(engine, run_, tid, threads):
             wait(e.barrier, tid, threads)
             apply_gradient(e, run, me, mini.step, mini.weight, tid, threads)
         if tid == 0:
-            _sum(e, run, mini)
             run.done = mini.step + mini.last
             look = mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
             if run.done == run.steps or (look and now() > run.deadline):
@@ -50,7 +49,7 @@ def train(engine, run_, tid, threads):
         _next(e, run, threads, mini)
         me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
         wait(e.barrier, tid, threads)
-        if tid == 0 and run.stats:
+        if tid == threads - 1 and run.stats:
             store_f8(run.stats + 8 * (5 * step + 2), mean_squares(e, run, mini))
         if run.stop:
             break
