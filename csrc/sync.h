@@ -68,6 +68,32 @@ static inline void fmb_spread(const fmb_barrier *b, int tid, int threads)
 #endif
 }
 
+/* Until the counter at `place`, which another thread moves on, is past `past`. */
+static inline void fmb_wait(const fmb_barrier *b, int tid, int threads, const int32_t *place, int32_t past)
+{
+    const int32_t cpu = fmb_cpu();
+    for (int spins = 0; spins < FMB_SPINS; spins++) {
+        if (__atomic_load_n(place, __ATOMIC_ACQUIRE) - past > 0)
+            return;
+        if (spins == FMB_FEW_SPINS && cpu >= 0 && fmb_shared(b, tid, threads, cpu))
+            break;
+#if defined(__x86_64__)
+        if (spins > FMB_FEW_SPINS)
+            _mm_pause();
+#elif defined(__aarch64__)
+        __asm__ __volatile__("isb"); /* about as long as x86's pause; `yield` takes no time on most cores */
+#endif
+    }
+    fmb_spread(b, tid, threads);
+    for (int yields = 0; __atomic_load_n(place, __ATOMIC_ACQUIRE) - past <= 0; yields++) {
+        const struct timespec nap = {0, 50000};
+        if (yields < FMB_YIELDS)
+            sched_yield();
+        else
+            nanosleep(&nap, NULL);
+    }
+}
+
 static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
 {
     if (threads == 1)
@@ -80,26 +106,13 @@ static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
         __atomic_store_n(&b->generation, generation + 1, __ATOMIC_RELEASE);
         return;
     }
-    for (int spins = 0; spins < FMB_SPINS; spins++) {
-        if (__atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) != generation)
-            return;
-        if (spins == FMB_FEW_SPINS && cpu >= 0 && fmb_shared(b, tid, threads, cpu))
-            break;
-#if defined(__x86_64__)
-        if (spins > FMB_FEW_SPINS)
-            _mm_pause();
-#elif defined(__aarch64__)
-        __asm__ __volatile__("isb"); /* about as long as x86's pause; `yield` takes no time on most cores */
-#endif
-    }
-    fmb_spread(b, tid, threads);
-    for (int yields = 0; __atomic_load_n(&b->generation, __ATOMIC_ACQUIRE) == generation; yields++) {
-        const struct timespec nap = {0, 50000};
-        if (yields < FMB_YIELDS)
-            sched_yield();
-        else
-            nanosleep(&nap, NULL);
-    }
+    fmb_wait(b, tid, threads, &b->generation, generation);
+}
+
+/* One step on, for who waits for that. */
+static inline void fmb_advance(int32_t *counter)
+{
+    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELEASE);
 }
 
 /* Take `count` pieces from a counter; the first of them. */

@@ -224,14 +224,14 @@ def test_data_of_any_dtype_and_layout_give_the_same_bits(source, dtype):
     assert len(digests) == 1
 
 
-def train(n_threads, compiled, dtype, batch_size, by_step, monkeypatch, optimizer):
+def train(n_threads, compiled, dtype, batch_size, by_step, monkeypatch, optimizer, n_features=19):
     executor, isa = compiled.split()
     monkeypatch.setenv("FASTMB_ISA", isa)
     rng = np.random.default_rng(1)
-    X, y = rng.standard_normal((150, 19)).astype(dtype), rng.integers(0, 10, 150)
+    X, y = rng.standard_normal((150, n_features)).astype(dtype), rng.integers(0, 10, 150)
     net = mb.Sequential(
         mb.Dropout(0.1),
-        mb.Linear(19, 40),
+        mb.Linear(n_features, 40),
         mb.GELU(),
         mb.Dropout(mb.CyclicLR(0.0, 0.5, step_size_up=5)),
         mb.Linear(40, 33),
@@ -267,6 +267,42 @@ def test_same_bits_for_any_thread_count_and_instruction_set(batch_size, dtype, m
         for n in ([1, 2, 3, 4, 7] if "native" in compiled else [1, 3])
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch_size", [1, 6, 7, 33, 64, 100])
+def test_a_relayed_first_stage_changes_no_bit(batch_size, dtype, monkeypatch, any_thread_count):
+    """With many features and few rows a thread has rows of the first weights of its own: other tests have too few."""
+    digests = {
+        train(n, compiled, dtype, batch_size, "", monkeypatch, mb.Adam(lr=0.01), n_features=701)
+        for compiled in FMA_COMPILED
+        for n in ([1, 2, 3, 7] if "native" in compiled else [1, 2])
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("executor", CLASSES)
+@pytest.mark.parametrize(
+    ("norm", "options"),
+    [
+        (mb.BatchNorm1d, {"accumulate_steps": 3}),
+        (mb.BatchNorm1d, {}),
+        (mb.LayerNorm, {"gradient_stats": True, "max_grad_norm": 0.5}),
+        (mb.LayerNorm, {"gradient_stats": True, "clip_per_example": 0.1, "noise_multiplier": 1.0}),
+    ],
+)
+def test_whatever_else_a_step_does_goes_with_a_relayed_first_stage(norm, options, executor, any_thread_count):
+    rng = np.random.default_rng(1)
+    X, y = rng.integers(0, 256, (150, 1402), np.uint8)[:, ::2], rng.integers(0, 10, 150)
+    found = set()
+    for n_threads in (1, 2, 3):
+        layers = [mb.Linear(701, 65), norm(65), mb.Tanh(), mb.Residual(mb.Linear(65, 65), mb.ReLU()), mb.Linear(65, 10)]
+        net = mb.Sequential(*layers, seed=0)
+        options = options | {"batch_size": 40, "input_scale": 1 / 255, "n_threads": n_threads, "executor": executor}
+        history = mb.Trainer(net, seed=1, **options).fit(X, y, max_epochs=2, verbose=0)
+        figures = {name: history[name] for name in history if "second" not in name}
+        found.add(net.digest() + repr(figures))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("rows", [63, 97, 290])

@@ -21,6 +21,8 @@ cdef extern from "sync.h" nogil:
         int32_t arrived
         int32_t generation
     void fmb_barrier_wait(fmb_barrier *barrier, int tid, int threads) noexcept
+    void fmb_wait(const fmb_barrier *barrier, int tid, int threads, const int32_t *place, int32_t past) noexcept
+    void fmb_advance(int32_t *counter) noexcept
     int64_t fmb_take(int64_t *counter, int64_t count) noexcept
     double fmb_now() noexcept
     uint64_t fmb_splitmix(uint64_t x) noexcept

@@ -55,6 +55,7 @@ cdef int GROUP = 4       # blocks that go through a stage together when the weig
 cdef int64_t GROUP_BYTES = 1 << 19
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache
 cdef int PACKED_GROUP = 8        # blocks that go through a stage together where some are packed
+cdef int64_t RELAYED_ROWS = 12   # threads' rows of a relayed stage begin at multiples: whole tiles, and groups of 4
 cdef int64_t PANELS = 8          # panels of columns that are packed at a time
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
 cdef int64_t AHEAD = 32         # rows of weights that are asked for before the forward product comes to them

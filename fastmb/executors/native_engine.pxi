@@ -48,6 +48,8 @@ cdef struct Stage:
 
 cdef struct Worker:
     int64_t next_block, last_block, next_tile, last_tile
+    int64_t next_relayed, last_relayed  # tiles of the first stage, where that is relayed: the others are apart
+    int64_t first_row, last_row         # of the first stage's matrix: the thread's own there
     char *da[2]         # gradients of a group's activations, or the activations in inference
     char *grad[2]       # the same gradients; with batch normalisation those of all blocks, for all threads
     char **d            # per stage: derivatives of a group (or of all blocks), [block][n_out][rb]
@@ -65,9 +67,12 @@ cdef struct Worker:
     char *d_input       # as many: derivatives of the operations on the input
     char *factors       # of a block's rows: what squares are made of, and what rows are multiplied by
     uint32_t *bits      # random bits of a chunk
+    fmb_source source       # what it gathers: all features, or those of its own rows of the matrix
     fmb_cursor expected     # rows of the next mini-batch, and how many cache lines of them to ask for with each tile
     int64_t expected_lines
-    char pad[64]
+    char before[64]         # cache lines of their own
+    int32_t handed          # pieces of the first stage that the next thread may go on with
+    char after[64]
 
 cdef struct Batch:
     fmb_source X, y
@@ -139,6 +144,7 @@ cdef struct Into:           # where gradients go
 cdef struct Mini:           # one mini-batch, or a part of one, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks
     int64_t row, batch_rows     # rows of the mini-batch before this part, and in all
+    int relay               # the first stage's product goes from thread to thread: each has rows of weights of its own
     int last                # the part that completes it
     double weight           # the sum that its mean is taken over
 

@@ -28,7 +28,7 @@ cdef void _layer(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks,
     cdef char *stats
     cdef fmb_norm norm
     if s.kind == LINEAR:
-        _forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high)
+        _forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, 0, s.rows, low, high)
         return
     for b in range(blocks):
         if s.kind == LAYER_NORM:

@@ -9,11 +9,12 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     cdef Worker *me = &e.workers[tid]
     cdef Mini mini, past
     memset(&mini, 0, sizeof(Mini))
+    me.handed = 0
     _mini_batch(e, run, run.start, threads, &mini)
     _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
     fmb_barrier_wait(&e.barrier, tid, threads)
     while True:
-        _share(&me.next_tile, &me.last_tile, e.total_tiles, tid, threads)
+        _share_tiles(e, run, &mini, tid, threads)
         _row_sweep(e, run, &mini, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
         if tid == 0:    # meanwhile others take its tiles
@@ -71,6 +72,26 @@ cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
     mini.last = mini.row + mini.rows == mini.batch_rows
     mini.block_rows = _block_rows(e, mini.rows, threads)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
+    mini.relay = _relays(e, run, mini, threads)
+
+
+cdef int _relays(Engine *e, Run *run, Mini *mini, int threads) noexcept nogil:
+    """Whether the first stage's product goes from thread to thread, so that its weights stay where they are: where more
+    of them would move than of its inputs and outputs, and there are enough pieces for all threads to be at work."""
+    cdef Stage *s = &e.stages[0]
+    cdef int64_t pieces
+    if (threads == 1 or s.kind != LINEAR or e.n_stages == 1 or run.want & INPUTS or s.n_in <= 2 * mini.rows
+            or s.n_in < 8 * RELAYED_ROWS * threads):
+        return 0
+    pieces = (mini.blocks + e.group - 1) // e.group * ((s.n_out - 1) // _relayed_columns(e, mini) + 1)
+    return pieces >= 4 * (threads - 1)
+
+
+cdef inline int64_t _relayed_columns(Engine *e, Mini *mini) noexcept nogil:
+    """Columns of weights that a thread hands on at a time."""
+    if mini.blocks == 1 and mini.rows <= e.k.mr // 2:
+        return e.rb
+    return PANELS * e.k.mr if e.stages[0].packed and e.group > 1 else e.k.mr
 
 
 cdef void _next(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
@@ -173,10 +194,36 @@ cdef void _mean_squares(Engine *e, Run *run, Mini *mini) noexcept nogil:
 cdef void _row_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """All blocks forward and back. Each batch normalisation cuts the way forward, and the way back, into phases."""
     cdef int phase
+    if mini.relay:
+        _relay(e, run, mini, tid, threads)
     for phase in range(2 * e.n_cuts + 1):
         if phase > 0:
             _meet(e, mini, phase, tid, threads)
         _phase(e, run, mini, phase, tid, threads)
+
+
+cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
+    """The first stage's product, by a thread that has rows of its weights for itself: it gathers these features, of all
+    rows; and the sum over them, of a few outputs at a time, goes on from what the thread before has handed over."""
+    cdef Worker *me = &e.workers[tid]
+    cdef Stage *s = &e.stages[0]
+    cdef int64_t first, blocks, m, columns = _relayed_columns(e, mini), block = e.stages[1].x_block
+    for first in range(mini.blocks):
+        _rows_in(e, run, mini, me, first, 0)
+    first = 0
+    while first < mini.blocks:
+        blocks = min(<int64_t> e.group, mini.blocks - first)
+        m = 0
+        while m < s.n_out:
+            if tid > 0:
+                fmb_wait(&e.barrier, tid, threads, &e.workers[tid - 1].handed, me.handed)
+            _forward(e, s, mini, me, first, blocks, s.x + first * s.x_block * e.size, s.x_block,
+                     e.stages[1].x + first * block * e.size, block, me.first_row, me.last_row, m,
+                     min(m + columns, s.n_out))
+            fmb_advance(&me.handed)
+            m += columns
+        first += blocks
+    fmb_barrier_wait(&e.barrier, tid, threads)
 
 
 cdef void _phase(Engine *e, Run *run, Mini *mini, int phase, int tid, int threads) noexcept nogil:
@@ -249,28 +296,32 @@ cdef inline int _input_side(Stage *s) noexcept nogil:
     return 1 - s.side if s.kind == LINEAR else s.side
 
 
+cdef void _rows_in(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t b) noexcept nogil:
+    """Block `first` + b, or those of its features that are the thread's own: gathered, and the operations on input."""
+    cdef int64_t row = (first + b) * mini.block_rows
+    cdef int rows = <int> min(mini.block_rows, mini.rows - row)
+    cdef char *out = e.stages[0].x + ((first + b) * e.stages[0].x_block + home.first_row * e.rb) * e.size
+    cdef char *d = NULL
+    _gather(e, &home.source, &run.batch, mini.begin + row, rows, run.batch.scale, out)
+    if e.n_input_ops > 0 and run.want & INPUTS:
+        d = _d_input(e, home, first, b)
+    _apply(e, e.input_ops, e.n_input_ops, out, d, home.first_row, home.source.columns, run.t + mini.step,
+           run.row + mini.row + row, e.dropout)
+
+
 cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int start,
                         int end, int part, int parts) noexcept nogil:
     """Stages `start` .. `end` - 1."""
-    cdef int64_t b, row, block, low, high
-    cdef int i, rows
+    cdef int64_t b, block, low, high
+    cdef int i, begun = start == 0 and mini.relay
     cdef Stage *s
     cdef Stage *source
     cdef char *out
     cdef char *d
-    cdef Batch *batch = &run.batch
 
-    if part == 0 and start == 0:
+    if part == 0 and start == 0 and not begun:
         for b in range(blocks):
-            row = (first + b) * mini.block_rows
-            rows = <int> min(mini.block_rows, mini.rows - row)
-            out = e.stages[0].x + (first + b) * e.stages[0].x_block * e.size
-            _gather(e, &batch.X, batch, mini.begin + row, rows, batch.scale, out)
-            d = NULL
-            if e.n_input_ops > 0 and run.want & INPUTS:
-                d = _d_input(e, home, first, b)
-            _apply(e, e.input_ops, e.n_input_ops, out, d, 0, e.stages[0].n_in, run.t + mini.step,
-                   run.row + mini.row + row, e.dropout)
+            _rows_in(e, run, mini, home, first, b)
     fmb_barrier_wait(&e.barrier, part, parts)
 
     for i in range(start, end):
@@ -282,8 +333,9 @@ cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t f
             block = (e.widest + 1) * e.rb
             out = _gradient(e, home, 0, first, 0)
         _panels(&low, &high, s.n_out, e.rb, part, parts)
-        _layer(e, s, mini, first, blocks, s.x + first * s.x_block * e.size, s.x_block, out, block, low, high, home,
-               0, part, parts)
+        if i > 0 or not begun:
+            _layer(e, s, mini, first, blocks, s.x + first * s.x_block * e.size, s.x_block, out, block, low, high, home,
+                   0, part, parts)
         for b in range(blocks):
             if s.skip >= 0:
                 source = &e.stages[s.skip]
@@ -378,19 +430,20 @@ cdef void _apply(Engine *e, Op *ops, int n_ops, char *a, char *d, int64_t unit, 
 
 
 cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, int64_t blocks, char *x,
-                   int64_t x_block, char *out, int64_t out_block, int64_t low, int64_t high) noexcept nogil:
+                   int64_t x_block, char *out, int64_t out_block, int64_t k, int64_t last, int64_t low,
+                   int64_t high) noexcept nogil:
     """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once
-    for all of them."""
+    for all of them. Rows `k` .. `last` - 1 of the matrix: if k isn't 0, the sum goes on from what is there."""
     cdef fmb_gemm g
-    cdef int64_t k, m, p, b, columns, depth = s.rows if blocks == 1 else KC
+    cdef int64_t m, p, b, columns, depth = s.rows if blocks == 1 else KC
     cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows)
     if blocks == 1 and rows <= e.k.mr // 2:
-        low = _forward_few(e, s, rows, x, out, low, high)
-    g.a_m, g.a_k, g.a_block, g.ahead = 1, s.n_out, 0, AHEAD
+        low = _forward_few(e, s, rows, x, out, k, last, low, high)
+    g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
+    g.ahead = AHEAD if e.group > 1 or last - k == s.rows else 0     # relayed and near: the next are another thread's
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
-    k = 0
-    while k < s.rows:
-        g.k = g.k_last = min(depth, s.rows - k)
+    while k < last:
+        g.k = g.k_last = min(depth, last - k)
         m = low
         if blocks > 1 and s.packed:
             g.a_k, g.ahead = e.k.mr, 0
@@ -414,7 +467,8 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
         k += depth
 
 
-cdef int64_t _forward_few(Engine *e, Stage *s, int rows, char *x, char *out, int64_t o, int64_t high) noexcept nogil:
+cdef int64_t _forward_few(Engine *e, Stage *s, int rows, char *x, char *out, int64_t k, int64_t last, int64_t o,
+                          int64_t high) noexcept nogil:
     """The same for few rows: vectors run over outputs, as many as fill them. Returns the first that is left."""
     cdef fmb_gemm g
     cdef char buffer[64 * 24]
@@ -422,14 +476,17 @@ cdef int64_t _forward_few(Engine *e, Stage *s, int rows, char *x, char *out, int
     cdef int r, vectors, width
     g.a_m, g.a_k, g.a_block, g.ahead = 1, e.rb, 0, 0
     g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
-    g.k = g.k_last = s.rows
+    g.k = g.k_last = last - k
     while high - o >= e.k.lanes:
         vectors = 8 if 4 * rows <= e.k.mr else 4
         while vectors * e.k.lanes > high - o:
             vectors //= 2
         width = vectors * e.k.lanes
         g.c_m = width
-        e.k.gemm(&g, rows, vectors, 0, x, s.w + o * e.size, buffer)
+        for j in range(width if k > 0 else 0):
+            for r in range(rows):
+                _put(buffer, r * width + j, _get(out, (o + j) * e.rb + r, e.size), e.size)
+        e.k.gemm(&g, rows, vectors, k > 0, x + k * e.rb * e.size, s.w + (k * s.n_out + o) * e.size, buffer)
         for j in range(width):
             for r in range(rows):
                 if e.size == 8:
@@ -508,10 +565,32 @@ cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int ro
 
 # ---- the weight sweep ----------------------------------------------------------------------------------------------
 
+cdef void _share_tiles(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
+    """A thread's own tiles, and what it gathers. Where the first stage is relayed, its rows of that stage's matrix, and
+    these features; and in any case its share of the other tiles."""
+    cdef Worker *me = &e.workers[tid]
+    cdef Stage *s = &e.stages[0]
+    cdef int64_t relayed = 0
+    me.source = run.batch.X
+    me.first_row = 0
+    if mini.relay:
+        relayed = s.tiles
+        _share(&me.first_row, &me.last_row, s.rows // RELAYED_ROWS, tid, threads)
+        me.first_row *= RELAYED_ROWS
+        me.last_row = me.last_row * RELAYED_ROWS if tid < threads - 1 else s.rows
+        me.next_relayed = me.first_row // e.k.mr * s.panels
+        me.last_relayed = (me.last_row + e.k.mr - 1) // e.k.mr * s.panels
+        me.source.data += me.first_row * me.source.col_stride
+        me.source.columns = min(me.last_row, s.n_in) - me.first_row
+    _share(&me.next_tile, &me.last_tile, e.total_tiles - relayed, tid, threads)
+    me.next_tile += relayed
+    me.last_tile += relayed
+
+
 cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
     cdef int i
-    cdef int64_t tile, chunk = 1 + 64 // max(<int64_t> 1, mini.rows) if threads > 1 else e.total_tiles
+    cdef int64_t chunk = 1 + 64 // max(<int64_t> 1, mini.rows) if threads > 1 else e.total_tiles
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
     _round_coefficients(e, run, me, mini.step)
@@ -520,11 +599,18 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
         _running_statistics(e, mini)
     for i in range(threads):
         owner = &e.workers[(tid + i) % threads]
-        while True:
-            tile = fmb_take(&owner.next_tile, chunk)
-            if tile >= owner.last_tile:
-                break
-            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile))
+        if mini.relay:
+            _take_tiles(e, run, mini, me, owner, &owner.next_relayed, owner.last_relayed, chunk)
+        _take_tiles(e, run, mini, me, owner, &owner.next_tile, owner.last_tile, chunk)
+
+
+cdef inline void _take_tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int64_t *next, int64_t last,
+                             int64_t chunk) noexcept nogil:
+    """What is left of an owner's tiles."""
+    cdef int64_t tile = fmb_take(next, chunk)
+    while tile < last:
+        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last))
+        tile = fmb_take(next, chunk)
 
 
 cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
@@ -535,18 +621,20 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
     cdef int64_t rows = min(mini.rows, batch.n - next)
     me.expected.first = me.expected.last = me.expected.at = 0
     if (mini.step + 1 < run.steps or not mini.last) and batch.offsets == NULL and rows > 0 and batch.X.col_stride > 0:
-        blocks = (rows + mini.block_rows - 1) // mini.block_rows
-        me.expected.first = next + min(rows, tid * blocks // threads * mini.block_rows)
-        me.expected.last = next + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
-        lines = (me.expected.last - me.expected.first) * ((batch.X.columns * batch.X.col_stride + 63) // 64)
+        me.expected.first, me.expected.last = next, next + rows
+        if not mini.relay:
+            blocks = (rows + mini.block_rows - 1) // mini.block_rows
+            me.expected.first = next + min(rows, tid * blocks // threads * mini.block_rows)
+            me.expected.last = next + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
+        lines = (me.expected.last - me.expected.first) * ((me.source.columns * me.source.col_stride + 63) // 64)
         me.expected_lines = 1 + lines * threads // e.total_tiles
 
 
-cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int64_t end) noexcept nogil:
-    """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's gradient is, and
-    the update of w."""
+cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int64_t tile, int64_t end) noexcept nogil:
+    """An owner's tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's
+    gradient is, and the update of w."""
     cdef int i = 0, rows
-    cdef int64_t m, panel, across, width, p, last, at, columns
+    cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height
     cdef Into into
     cdef Stage *s
     cdef fmb_gemm g
@@ -561,30 +649,36 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
+        m, panel, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
+        top, bottom = 0, s.rows
+        if mini.relay and s == e.stages:
+            top, bottom = owner.first_row, owner.last_row
+            m -= top // e.k.mr * s.panels
+            height = (bottom - top + e.k.mr - 1) // e.k.mr
         # Tiles go along rows of weights as far as the panels of output gradients under them stay near; then down.
-        m, panel, across = tile - s.first_tile, 0, s.panels
         if across * mini.rows * e.rb * e.size > ACROSS_BYTES:
             across = max(<int64_t> 1, ACROSS_BYTES // (mini.rows * e.rb * e.size))
-            panel = m // (s.row_tiles * across) * across
-            m -= panel * s.row_tiles
+            panel = m // (height * across) * across
+            m -= panel * height
         width = min(across, s.panels - panel)
         p = m % width
-        m = m // width * e.k.mr
+        m = top + m // width * e.k.mr
         last = min(end, s.first_tile + s.tiles)
         while tile < last:
-            rows = <int> min(<int64_t> e.k.mr, s.rows - m)
+            rows = <int> min(<int64_t> e.k.mr, bottom - m)
             if (mini.rows == 1 and p == 0 and 1 < s.panels == width <= last - tile and s.kind == LINEAR
                     and run.stats == NULL and not into.completes):
-                _update_outer(e, s, &into, m, rows)
-                tile += width
-                m += e.k.mr
+                many = (last - tile) // width   # whole rows of tiles
+                _update_outer(e, s, &into, m, min(many * e.k.mr, bottom - m))
+                tile += many * width
+                m += many * e.k.mr
                 continue
             columns = min(<int64_t> e.rb, s.columns - (panel + p) * e.rb)
             at = m * s.columns + (panel + p) * e.rb
             if run.ask:
                 _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
-                fmb_prefetch_rows(&run.batch.X, run.batch.order, &me.expected, me.expected_lines)
+                fmb_prefetch_rows(&me.source, run.batch.order, &me.expected, me.expected_lines)
             if mini.rows == 0:
                 memset(me.tile, 0, (e.k.mr + 2) * e.rb * e.size)
             elif s.kind == LINEAR:
@@ -596,7 +690,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
                 columns *= rows
                 rows = 1
             if run.stats != NULL and not run.stored:
-                e.tile_squares[tile] = e.k.tile_squares(me.tile, rows, columns, e.rb)
+                e.tile_squares[s.first_tile + m // e.k.mr * s.panels + panel + p] = e.k.tile_squares(
+                    me.tile, rows, columns, e.rb)
             if into.completes:
                 _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, me.tile)
             _update(e, s, &into, at, rows, columns, me.tile, e.rb)
@@ -605,8 +700,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, int64_t tile, int6
             if p == width:
                 p = 0
                 m += e.k.mr
-                if m >= s.rows:
-                    m = 0
+                if m >= bottom:
+                    m = top
                     panel += width
                     width = min(across, s.panels - panel)
 

@@ -17,6 +17,7 @@ from .records import (
     MINI,
     N_STATISTICS,
     ROWS,
+    SOURCE,
     WORKER,
 )
 from .target import Target
@@ -109,6 +110,7 @@ class Arena:
         worker["gemm"], worker["mini"] = self._take(GEMM.itemsize), self._take(MINI.itemsize + 4 * LINE)
         worker["coefficients"], worker["few"] = self._numbers(8 * e["groups"]), self._take(64 * 24)
         worker["into"], worker["all_rows"] = self._take(INTO.itemsize), self._take(ROWS.itemsize)
+        worker["source"], worker["handed"] = self._take(SOURCE.itemsize), self._take(LINE)
         worker["bits"] = self._take(CHUNK * 4)
 
     def _assign_gradients(self, worker: np.void, addresses: np.ndarray, blocks: int) -> None:

@@ -15,6 +15,7 @@ from .machine import (
     load_i8,
     load_u1,
     load_u2,
+    put,
     store_f4,
     store_f8,
     store_i4,
@@ -117,19 +118,20 @@ def apply(ops, n_ops, a, d, unit, n, t, row, training):
 
 
 @jit
-def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high):
+def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, start, end, low, high):
     """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once for
-    all of them.
+    all of them. Rows `start` .. `end` - 1 of the matrix: if `start` isn't 0, the sum goes on from what is there.
     """
     g = at(GEMM, me.gemm)
     depth = s.rows if blocks == 1 else KC
     rows = min(mini.block_rows, mini.rows - first * mini.block_rows)
     if blocks == 1 and rows <= e.mr // 2:
-        low = _forward_few(e, s, me, rows, x, out, low, high)
-    g.a_m, g.a_k, g.a_block, g.ahead = 1, s.n_out, 0, AHEAD
+        low = _forward_few(e, s, me, rows, x, out, start, end, low, high)
+    g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
+    g.ahead = AHEAD if e.group > 1 or end - start == s.rows else 0  # relayed and near: the next are another thread's
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
-    for k in range(0, s.rows, depth):
-        g.k = g.k_last = min(depth, s.rows - k)
+    for k in range(start, end, depth):
+        g.k = g.k_last = min(depth, end - k)
         for m in range(low, high, e.mr):
             for b in range(blocks):
                 tile, width = min(e.mr, high - m), vectors(e, mini, first + b)
@@ -139,19 +141,23 @@ def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high
 
 
 @jit
-def _forward_few(e, s, me, rows, x, out, o, high):
+def _forward_few(e, s, me, rows, x, out, k, end, o, high):
     """The same for few rows: vectors run over outputs, as many as fill them. Returns the first that is left."""
     g = at(GEMM, me.gemm)
     g.a_m, g.a_k, g.a_block, g.ahead = 1, e.rb, 0, 0
     g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
-    g.k = g.k_last = s.rows
+    g.k = g.k_last = end - k
     while high - o >= e.lanes:
         vectors = 8 if 4 * rows <= e.mr else 4
         while vectors * e.lanes > high - o:
             vectors //= 2
         width = vectors * e.lanes
         g.c_m = width
-        call(e.gemm, (me.gemm, rows, vectors, 0, x, s.w + o * e.size, me.few))
+        for j in range(width if k > 0 else 0):
+            for r in range(rows):
+                put(me.few, r * width + j, get(out, (o + j) * e.rb + r, e.size), e.size)
+        w = s.w + (k * s.n_out + o) * e.size
+        call(e.gemm, (me.gemm, rows, vectors, k > 0, x + k * e.rb * e.size, w, me.few))
         for j in range(width):
             for r in range(rows):
                 to, from_ = (o + j) * e.rb + r, r * width + j

@@ -58,7 +58,7 @@ def _affine(e, s):
 def layer(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high, training, part, parts):
     """Features low .. high of out = f(x), for each block."""
     if s.kind == LINEAR:
-        forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, low, high)
+        forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, 0, s.rows, low, high)
         return
     weight, bias = _affine(e, s)
     span = low * e.rb * e.size

@@ -50,9 +50,12 @@ NONE, FACTOR, SIGN = 0, 1, 2  # no operation; written by the forward pass; ReLU 
 #: The statistics of a batch normalisation, [n] each; DWEIGHT and DBIAS are the sums over rows of dz xhat and dz.
 MEAN, RSTD, VARIANCE, DWEIGHT, DBIAS, ACROSS, ALONG, N_STATISTICS = range(8)
 
-#: A thread's scratch, and its range of each sweep.
+#: A thread's scratch, and its range of each sweep. Where the first stage is relayed, its tiles are apart from the
+#: others, a thread has rows `first_row` .. of that stage's matrix, and gathers their features alone, as `source` has
+#: them; `handed`: the address of a counter, the pieces that the next thread may go on with.
 WORKER = _record(
-    *("next_block", "last_block", "next_tile", "last_tile"),
+    *("next_block", "last_block", "next_tile", "last_tile", "next_relayed", "last_relayed"),
+    *("first_row", "last_row", "source", "handed"),
     *("da0", "da1"),  # activations in inference
     *("grad0", "grad1"),  # gradients of a group's activations; with batch normalisation of all blocks, for all threads
     *("d", "held", "kept"),  # addresses, one a stage: derivatives; output gradients and, in inference, inputs to add
@@ -60,7 +63,7 @@ WORKER = _record(
     *("gemm", "mini", "coefficients", "few", "all_rows"),
     *("squares", "d_input", "factors", "bits", "into"),  # of rows: squared norms, and what they are made of
     *("expected_first", "expected_last", "expected_at", "expected_lines"),
-    size=4 * LINE,
+    size=5 * LINE,
 )
 
 #: Where an array of the user's lies; strides in bytes. `gather`, `label`: the kernels that read it.
@@ -124,9 +127,10 @@ NORMS, CLIP, WHOLE, INPUTS = 1, 2, 4, 8
 CHUNK = 4096  # numbers of a stored gradient that are applied together
 
 #: One mini-batch, or a part of one, worked out by every thread for itself: `row`, `batch_rows`, rows of the
-#: mini-batch before this part, and in all; `last`, the part that completes it.
+#: mini-batch before this part, and in all; `last`, the part that completes it; `relay`, whether the first stage's
+#: product goes from thread to thread.
 MINI = _record(
-    *("step", "begin", "rows", "block_rows", "blocks", "row", "batch_rows", "last", "f8 weight"), size=2 * LINE
+    *("step", "begin", "rows", "block_rows", "blocks", "row", "batch_rows", "last", "f8 weight", "relay"), size=2 * LINE
 )
 
 #: A thread's place in a team: what it is to do.

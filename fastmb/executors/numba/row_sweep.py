@@ -6,14 +6,15 @@ block keeps on its way has room for all blocks and belongs to all threads.
 
 from __future__ import annotations
 
-from .blocks import apply, gather, sample_weight, targets, vectors
+from .blocks import apply, forward, gather, sample_weight, targets, vectors
 from .layers import layer, layer_dx, layer_dz, prepare
-from .machine import address, at, atomic_add, call, get, item, jit, load_f8, load_i8, put, store_f8
+from .machine import address, at, atomic_add, atomic_store, call, get, item, jit, load_f8, load_i8, put, store_f8
 from .places import d_input, gradient, input_side, own
 from .records import FACTOR, GEMM, IDENTITY, INPUTS, LINEAR, SIGN, SOURCE, STAGE, WORKER, offset
 from .rows import each_row, loss_scale, row_squares
-from .sync import wait
+from .sync import wait, wait_past
 
+RELAYED_ROWS = 12  # threads' rows of a relayed stage begin at multiples: whole tiles, and groups of 4
 KC = 512  # products of a chain before the next rows are looked at, where several blocks share weights
 _NEXT_BLOCK = offset(WORKER, "next_block")
 
@@ -21,10 +22,57 @@ _NEXT_BLOCK = offset(WORKER, "next_block")
 @jit
 def row_sweep(e, run, mini, me, tid, threads):
     """All blocks forward and back."""
+    if mini.relay:
+        _relay(e, run, mini, me, tid, threads)
     for phase in range(2 * e.n_cuts + 1):
         if phase > 0:
             _meet(e, mini, me, phase, tid, threads)
         _phase(e, run, mini, me, phase, tid, threads)
+
+
+@jit
+def relays(e, run, mini, threads):
+    """Whether the first stage's product goes from thread to thread, so that its weights stay where they are: where more
+    of them would move than of its inputs and outputs, and there are enough pieces for all threads to be at work.
+    """
+    s = at(STAGE, e.stages)
+    if threads == 1 or s.kind != LINEAR or e.n_stages == 1 or run.want & INPUTS:
+        return False
+    if s.n_in <= 2 * mini.rows or s.n_in < 8 * RELAYED_ROWS * threads:
+        return False
+    groups = (mini.blocks + e.group - 1) // e.group
+    return groups * ((s.n_out - 1) // _relayed_columns(e, mini) + 1) >= 4 * (threads - 1)
+
+
+@jit
+def _relayed_columns(e, mini):
+    """Columns of weights that a thread hands on at a time."""
+    return e.rb if mini.blocks == 1 and mini.rows <= e.mr // 2 else e.mr
+
+
+@jit
+def _relay(e, run, mini, me, tid, threads):
+    """The first stage's product, by a thread that has rows of its weights for itself: it gathers these features, of all
+    rows; and the sum over them, of a few outputs at a time, goes on from what the thread before has handed over.
+    """
+    s, following = at(STAGE, e.stages), item(STAGE, e.stages, 1)
+    columns = _relayed_columns(e, mini)
+    for block in range(mini.blocks):
+        _rows_in(e, run, mini, me, me, block, 0)
+    for first in range(0, mini.blocks, e.group):
+        blocks = min(e.group, mini.blocks - first)
+        x, out = s.x + first * s.x_block * e.size, following.x + first * following.x_block * e.size
+        for m in range(0, s.n_out, columns):
+            handed = load_i8(me.handed)
+            if tid > 0:
+                wait_past(e.barrier, tid, threads, item(WORKER, e.workers, tid - 1).handed, handed)
+            end = min(m + columns, s.n_out)
+            forward(
+                *(e, s, mini, me, first, blocks, x, s.x_block, out, following.x_block),
+                *(me.first_row, me.last_row, m, end),
+            )
+            atomic_store(me.handed, handed + 1)
+    wait(e.barrier, tid, threads)
 
 
 @jit
@@ -86,16 +134,10 @@ def _rows(e, run, mini, home, me, first, blocks, phase, part, parts):
 @jit
 def _forth(e, run, mini, home, me, first, blocks, start, end, part, parts):
     """Stages `start` .. `end` - 1."""
-    if part == 0 and start == 0:
-        s = at(STAGE, e.stages)
+    begun = start == 0 and mini.relay
+    if part == 0 and start == 0 and not begun:
         for b in range(blocks):
-            row = (first + b) * mini.block_rows
-            rows = min(mini.block_rows, mini.rows - row)
-            out = s.x + (first + b) * s.x_block * e.size
-            gather(run, at(SOURCE, run.x), mini.begin + row, rows, out)
-            d = d_input(e, home, first, b) if e.n_input_ops > 0 and run.want & INPUTS else 0
-            place = run.row + mini.row + row
-            apply(e.input_ops, e.n_input_ops, out, d, 0, s.n_in, run.t + mini.step, place, True)
+            _rows_in(e, run, mini, home, me, first, b)
     wait(e.barrier, part, parts)
 
     for i in range(start, end):
@@ -108,7 +150,8 @@ def _forth(e, run, mini, home, me, first, blocks, start, end, part, parts):
             out = following.x + first * block * e.size
         low, high = _panels(s.n_out, e.rb, part, parts)
         x = s.x + first * s.x_block * e.size
-        layer(e, s, mini, me, first, blocks, x, s.x_block, out, block, low, high, True, part, parts)
+        if i > 0 or not begun:
+            layer(e, s, mini, me, first, blocks, x, s.x_block, out, block, low, high, True, part, parts)
         for b in range(blocks):
             a = out + (b * block + low * e.rb) * e.size
             if s.skip >= 0:
@@ -119,6 +162,19 @@ def _forth(e, run, mini, home, me, first, blocks, start, end, part, parts):
             place = run.row + mini.row + (first + b) * mini.block_rows
             apply(s.ops, s.n_ops, a, d, low, high - low, run.t + mini.step, place, True)
         wait(e.barrier, part, parts)
+
+
+@jit
+def _rows_in(e, run, mini, home, me, first, b):
+    """Block `first` + b, or those of its features that are the thread's own: gathered, and the operations on input."""
+    s, source = at(STAGE, e.stages), at(SOURCE, me.source)
+    row = (first + b) * mini.block_rows
+    rows = min(mini.block_rows, mini.rows - row)
+    out = s.x + ((first + b) * s.x_block + me.first_row * e.rb) * e.size
+    gather(run, source, mini.begin + row, rows, out)
+    d = d_input(e, home, first, b) if e.n_input_ops > 0 and run.want & INPUTS else 0
+    place = run.row + mini.row + row
+    apply(e.input_ops, e.n_input_ops, out, d, me.first_row, source.columns, run.t + mini.step, place, True)
 
 
 @jit

@@ -10,11 +10,11 @@ import math
 
 from .applied import add_to_lane, apply_gradient, at_once, clear_lanes, mean_squares, tree
 from .blocks import block_rows, class_weight, sample_weight
-from .machine import at, flush_denormals, item, jit, load_f8, load_i8, now, restore_denormals, store_f8
+from .machine import at, flush_denormals, item, jit, load_f8, load_i8, now, restore_denormals, store_f8, store_i8
 from .records import ENGINE, MINI, RUN, WORKER
-from .row_sweep import row_sweep
+from .row_sweep import relays, row_sweep
 from .sync import wait
-from .weight_sweep import weight_sweep
+from .weight_sweep import share_tiles, weight_sweep
 
 
 @jit
@@ -24,11 +24,12 @@ def train(engine, run_, tid, threads):
     e, run = at(ENGINE, engine), at(RUN, run_)
     me = item(WORKER, e.workers, tid)
     mini = at(MINI, me.mini)
+    store_i8(me.handed, 0)
     _mini_batch(e, run, run.start, threads, mini)
     me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
     wait(e.barrier, tid, threads)
     while True:
-        me.next_tile, me.last_tile = tid * e.total_tiles // threads, (tid + 1) * e.total_tiles // threads
+        share_tiles(e, run, mini, me, tid, threads)
         row_sweep(e, run, mini, me, tid, threads)
         wait(e.barrier, tid, threads)
         if tid == 0:  # meanwhile others take its tiles
@@ -86,6 +87,7 @@ def _part(e, run, threads, mini):
     mini.last = mini.row + mini.rows == mini.batch_rows
     mini.block_rows = block_rows(e, mini.rows, threads)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
+    mini.relay = relays(e, run, mini, threads)
 
 
 @jit

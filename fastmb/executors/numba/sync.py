@@ -82,8 +82,15 @@ def wait(barrier, tid, threads):
         atomic_store(barrier, 0)
         atomic_store(barrier + _GENERATION, generation + 1)
         return
+    wait_past(barrier, tid, threads, barrier + _GENERATION, generation)
+
+
+@jit
+def wait_past(barrier, tid, threads, place, past):
+    """Until the counter at `place`, which another thread moves on, is past `past`."""
+    cpu = processor()
     for spin in range(SPINS):
-        if atomic_load(barrier + _GENERATION) != generation:
+        if atomic_load(place) > past:
             return
         if spin > FEW_SPINS:
             pause()
@@ -91,7 +98,7 @@ def wait(barrier, tid, threads):
             break
     _spread(barrier, tid, threads)
     since = now()
-    while atomic_load(barrier + _GENERATION) == generation:
+    while atomic_load(place) <= past:
         if now() - since < PATIENCE:
             give_way()
         else:

@@ -15,11 +15,35 @@ from .machine import (
     prefetch_rows,
     prefetch_write,
     put,
+    store_i8,
 )
 from .records import GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
+from .row_sweep import RELAYED_ROWS
 
 ACROSS_BYTES = 1 << 18  # output gradients up to here stay near: tiles go along rows of weights
-_NEXT_TILE = offset(WORKER, "next_tile")
+SOURCE_BYTES = SOURCE.itemsize
+_NEXT_TILE, _NEXT_RELAYED = offset(WORKER, "next_tile"), offset(WORKER, "next_relayed")
+
+
+@jit
+def share_tiles(e, run, mini, me, tid, threads):
+    """A thread's own tiles, and what it gathers. Where the first stage is relayed, its rows of that stage's matrix, and
+    these features; and in any case its share of the other tiles.
+    """
+    s, source = at(STAGE, e.stages), at(SOURCE, me.source)
+    for i in range(0, SOURCE_BYTES, 8):
+        store_i8(me.source + i, load_i8(run.x + i))
+    me.first_row = relayed = 0
+    if mini.relay:
+        relayed, pieces = s.tiles, s.rows // RELAYED_ROWS
+        me.first_row = tid * pieces // threads * RELAYED_ROWS
+        me.last_row = (tid + 1) * pieces // threads * RELAYED_ROWS if tid < threads - 1 else s.rows
+        me.next_relayed = me.first_row // e.mr * s.panels
+        me.last_relayed = (me.last_row + e.mr - 1) // e.mr * s.panels
+        source.data += me.first_row * source.col_stride
+        source.columns = min(me.last_row, s.n_in) - me.first_row
+    tiles = e.total_tiles - relayed
+    me.next_tile, me.last_tile = relayed + tid * tiles // threads, relayed + (tid + 1) * tiles // threads
 
 
 @jit
@@ -32,11 +56,18 @@ def weight_sweep(e, run, mini, me, tid, threads):
         move_statistics(e, mini)
     for i in range(threads):
         owner = item(WORKER, e.workers, (tid + i) % threads)
-        while True:
-            tile = atomic_add(address(owner) + _NEXT_TILE, chunk)
-            if tile >= owner.last_tile:
-                break
-            _tiles(e, run, mini, me, tile, min(tile + chunk, owner.last_tile))
+        if mini.relay:
+            _take_tiles(e, run, mini, me, owner, address(owner) + _NEXT_RELAYED, owner.last_relayed, chunk)
+        _take_tiles(e, run, mini, me, owner, address(owner) + _NEXT_TILE, owner.last_tile, chunk)
+
+
+@jit
+def _take_tiles(e, run, mini, me, owner, counter, last, chunk):
+    """What is left of an owner's tiles."""
+    tile = atomic_add(counter, chunk)
+    while tile < last:
+        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last))
+        tile = atomic_add(counter, chunk)
 
 
 @jit
@@ -44,22 +75,24 @@ def _expect(e, run, mini, me, tid, threads):
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each tile
     a few cache lines, since all at once they would be waited for.
     """
-    x = at(SOURCE, run.x)
+    x = at(SOURCE, me.source)
     following = mini.begin + mini.rows
     rows = min(mini.rows, run.n - following)
     me.expected_first = me.expected_last = me.expected_at = 0
     more = mini.step + 1 < run.steps or not mini.last
     if more and not run.offsets and rows > 0 and x.col_stride > 0:
-        blocks = (rows + mini.block_rows - 1) // mini.block_rows
-        me.expected_first = following + min(rows, tid * blocks // threads * mini.block_rows)
-        me.expected_last = following + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
+        me.expected_first, me.expected_last = following, following + rows
+        if not mini.relay:
+            blocks = (rows + mini.block_rows - 1) // mini.block_rows
+            me.expected_first = following + min(rows, tid * blocks // threads * mini.block_rows)
+            me.expected_last = following + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
         lines = (me.expected_last - me.expected_first) * ((x.columns * x.col_stride + LINE - 1) // LINE)
         me.expected_lines = 1 + lines * threads // e.total_tiles
 
 
 @jit
 def _ask_for_rows(run, me):
-    x = at(SOURCE, run.x)
+    x = at(SOURCE, me.source)
     lines = me.expected_lines
     while lines > 0 and me.expected_first < me.expected_last:
         row = me.expected_first
@@ -82,9 +115,9 @@ def _ask_for_tile(where, rows, size, stride):
 
 
 @jit
-def _tiles(e, run, mini, me, tile, end):
-    """Tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's gradient is,
-    and the update of w.
+def _tiles(e, run, mini, me, owner, tile, end):
+    """An owner's tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's
+    gradient is, and the update of w.
     """
     g = at(GEMM, me.gemm)
     into = destination(run, mini, me)
@@ -99,18 +132,23 @@ def _tiles(e, run, mini, me, tile, end):
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
+        m, first, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
+        top, bottom = 0, s.rows
+        if mini.relay and s.first_tile == 0:
+            top, bottom = owner.first_row, owner.last_row
+            m -= top // e.mr * s.panels
+            height = (bottom - top + e.mr - 1) // e.mr
         # Tiles go along rows of weights as far as the panels of output gradients under them stay near; then down.
-        m, first, across = tile - s.first_tile, 0, s.panels
         if across * mini.rows * e.rb * e.size > ACROSS_BYTES:
             across = max(1, ACROSS_BYTES // (mini.rows * e.rb * e.size))
-            first = m // (s.row_tiles * across) * across
-            m -= first * s.row_tiles
+            first = m // (height * across) * across
+            m -= first * height
         width = min(across, s.panels - first)
-        p, m = m % width, m // width * e.mr
+        p, m = m % width, top + m // width * e.mr
         last = min(end, s.first_tile + s.tiles)
         while tile < last:
             panel = first + p
-            rows = min(e.mr, s.rows - m)
+            rows = min(e.mr, bottom - m)
             columns = min(e.rb, s.columns - panel * e.rb)
             start, stride = m * s.columns + panel * e.rb, s.columns * e.size
             if run.ask:  # they don't stay near, or another thread has read them since
@@ -133,7 +171,8 @@ def _tiles(e, run, mini, me, tile, end):
                 columns *= rows
                 rows = 1
             if run.stats and not run.stored:
-                call(e.k_tile_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * tile))
+                place = s.first_tile + m // e.mr * s.panels + panel
+                call(e.k_tile_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * place))
             if into.completes:
                 complete(e, run, me, into, (s.offset + start) * e.size, rows, columns, s.columns, me.tile)
             update(e, run, me, s, into, start, rows, columns, me.tile, e.rb)
@@ -142,7 +181,7 @@ def _tiles(e, run, mini, me, tile, end):
             if p == width:
                 p = 0
                 m += e.mr
-                if m >= s.rows:
-                    m = 0
+                if m >= bottom:
+                    m = top
                     first += width
                     width = min(across, s.panels - first)
