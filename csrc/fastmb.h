@@ -215,8 +215,9 @@ typedef struct {
     void (*add)(int64_t n, const void *x, void *out);
     void (*multiply)(int64_t n, const void *da, const void *d, int relu, void *dz);
 
-    /* Of rows' own gradients: out T[rb], the sums of squares of a block [n][rb] over its features; */
-    void (*row_squares)(const void *block, int64_t n, void *out);
+    /* Of rows' own gradients: out T[rb] (or NULL), the sums of squares of a block [n][rb] over its features; `chains`
+     * T[4][rb], unless NULL, are their four chains up to these features, and then up to what follows; */
+    void (*row_squares)(const void *block, int64_t n, void *chains, void *out);
     /* the sum of squares of n numbers, and, less exactly, of a tile of rows x n, a row every `stride`; */
     double (*squares)(const void *g, int64_t n);
     double (*tile_squares)(const void *g, int64_t rows, int64_t n, int64_t stride);

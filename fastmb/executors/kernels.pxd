@@ -93,7 +93,7 @@ cdef extern from "fastmb.h" nogil:
                                void *dx) noexcept nogil
         void (*add)(int64_t n, const void *x, void *out) noexcept nogil
         void (*multiply)(int64_t n, const void *da, const void *d, int relu, void *dz) noexcept nogil
-        void (*row_squares)(const void *block, int64_t n, void *out) noexcept nogil
+        void (*row_squares)(const void *block, int64_t n, void *chains, void *out) noexcept nogil
         double (*squares)(const void *g, int64_t n) noexcept nogil
         double (*tile_squares)(const void *g, int64_t rows, int64_t n, int64_t stride) noexcept nogil
         void (*scale_rows)(void *panels, int64_t n_panels, int64_t panel_stride, int rows,

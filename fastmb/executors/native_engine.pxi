@@ -164,6 +164,7 @@ cdef struct Engine:         # a plan made ready to run
     double *tile_squares    # of every tile's mean gradient, and of every chunk's
     double *chunk_squares
     double *row_squares     # each row's squared norm, [block][rb]
+    char *chains            # of the inputs' squares, on their way from thread to thread: [block][4][rb]
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
     fmb_loss_spec loss
@@ -257,6 +258,8 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     at += _line(panel_rows * sizeof(double))
     e.row_squares = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
+    e.chains = base + at
+    at += _line(4 * panel_rows * e.size)
     e.tile_squares = <double *> (base + at)
     at += _line(e.total_tiles * sizeof(double))
     e.chunk_squares = <double *> (base + at)

@@ -205,10 +205,10 @@ cdef void _layer_squares(Engine *e, Stage *s, Worker *home, int64_t block, char 
     if s.rows == 0:
         return
     _layer_terms(e, s, block, terms)
-    e.k.row_squares(terms, s.columns, home.factors)
+    e.k.row_squares(terms, s.columns, NULL, home.factors)
     e.k.add(e.rb, home.factors, total)
     if s.rows > 1:
-        e.k.row_squares(s.dz + block * s.n_out * e.rb * e.size, s.n_out, home.factors)
+        e.k.row_squares(s.dz + block * s.n_out * e.rb * e.size, s.n_out, NULL, home.factors)
         e.k.add(e.rb, home.factors, total)
 
 

@@ -207,7 +207,7 @@ cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
     rows; and the sum over them, of a few outputs at a time, goes on from what the thread before has handed over."""
     cdef Worker *me = &e.workers[tid]
     cdef Stage *s = &e.stages[0]
-    cdef int64_t first, blocks, m, columns = _relayed_columns(e, mini), block = e.stages[1].x_block
+    cdef int64_t first, blocks, b, m, columns = _relayed_columns(e, mini), block = e.stages[1].x_block
     for first in range(mini.blocks):
         _rows_in(e, run, mini, me, first, 0)
     first = 0
@@ -217,6 +217,11 @@ cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
         while m < s.n_out:
             if tid > 0:
                 fmb_wait(&e.barrier, tid, threads, &e.workers[tid - 1].handed, me.handed)
+            for b in range(blocks if m == 0 and run.want else 0):
+                if tid == 0:
+                    memset(_chains(e, first + b), 0, 4 * e.rb * e.size)
+                e.k.row_squares(s.x + ((first + b) * s.x_block + me.first_row * e.rb) * e.size,
+                                me.last_row - me.first_row, _chains(e, first + b), NULL)
             _forward(e, s, mini, me, first, blocks, s.x + first * s.x_block * e.size, s.x_block,
                      e.stages[1].x + first * block * e.size, block, me.first_row, me.last_row, m,
                      min(m + columns, s.n_out))
@@ -289,6 +294,10 @@ cdef inline char *_d_input(Engine *e, Worker *home, int64_t first, int64_t b) no
 
 cdef inline char *_squares(Engine *e, Worker *home, int64_t first, int64_t b) noexcept nogil:
     return home.squares + _slot(e, first, b) * _line(e.rb * e.size)
+
+
+cdef inline char *_chains(Engine *e, int64_t block) noexcept nogil:
+    return e.chains + 4 * block * e.rb * e.size
 
 
 cdef inline int _input_side(Stage *s) noexcept nogil:
@@ -380,7 +389,7 @@ cdef void _rows_backward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t 
         if i > 0 or run.want:
             fmb_barrier_wait(&e.barrier, part, parts)
         if run.want and part == 0 and i != top:
-            _row_squares(e, s, home, first, blocks, i + 1 == e.n_stages)
+            _row_squares(e, s, mini, home, first, blocks, i + 1 == e.n_stages)
         if i == bottom or (i == 0 and not run.want & INPUTS):
             continue
         _panels(&low, &high, s.n_in, e.rb, part, parts)
@@ -817,7 +826,8 @@ cdef inline void _update_outer_group(Engine *e, Stage *s, Into *into, int group,
 
 # ---- rows' own gradients -------------------------------------------------------------------------------------------
 
-cdef void _row_squares(Engine *e, Stage *s, Worker *home, int64_t first, int64_t blocks, int start) noexcept nogil:
+cdef void _row_squares(Engine *e, Stage *s, Mini *mini, Worker *home, int64_t first, int64_t blocks,
+                       int start) noexcept nogil:
     """Adds to the squared norms of the blocks' rows what a stage has: a weight's gradient by one row is the product
     of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015)."""
     cdef int64_t b, r, width = _line(e.rb * e.size)
@@ -830,8 +840,11 @@ cdef void _row_squares(Engine *e, Stage *s, Worker *home, int64_t first, int64_t
         if s.kind != LINEAR:
             _layer_squares(e, s, home, first + b, _gradient(e, home, 1 - s.side, first, b), total)
             continue
-        e.k.row_squares(s.x + (first + b) * s.x_block * e.size, s.rows, x)
-        e.k.row_squares(_gradient(e, home, s.side, first, b), s.n_out, x + width)
+        if mini.relay and s == e.stages:    # they have been added up on the way
+            e.k.row_squares(NULL, 0, _chains(e, first + b), x)
+        else:
+            e.k.row_squares(s.x + (first + b) * s.x_block * e.size, s.rows, NULL, x)
+        e.k.row_squares(_gradient(e, home, s.side, first, b), s.n_out, NULL, x + width)
         if e.size == 8:
             for r in range(e.rb):
                 (<double *> total)[r] += (<double *> x)[r] * (<double *> (x + width))[r]

@@ -72,6 +72,7 @@ class Arena:
             by_feature = N_STATISTICS * s["n_in"] if self._rows else 0
             s["stats"] = self._numbers({BATCH_NORM: by_feature, LAYER_NORM: blocks * 2 * rb}.get(int(s["kind"]), 0))
         e["row_loss"], e["row_squares"] = self._take(blocks * rb * 8), self._take(blocks * rb * 8)
+        e["chains"] = self._numbers(blocks * 4 * rb)
         e["tile_squares"], e["chunk_squares"] = (self._take(int(e[n]) * 8) for n in ("total_tiles", "total_chunks"))
         self._bytes = np.zeros(self._threads * WORKER.itemsize + LINE, np.uint8)
         start = -self._bytes.ctypes.data % LINE

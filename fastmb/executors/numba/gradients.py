@@ -33,9 +33,14 @@ _COSINE = (
 
 
 def row_squares(e: Emitter, *arguments: Value) -> None:
-    """out[r] = the sum of a[j][r]^2 over features j < n of a block: four chains, j modulo 4, then a tree."""
-    a, n, out = arguments
+    """out[r] = the sum of a[j][r]^2 over features j < n of a block: four chains, j modulo 4, then a tree. The chains go
+    on from those that are given, and are left there.
+    """
+    a, n, chains, out = arguments
     chain = [e.variable(e.zeros(e.rb)) for _ in range(4)]
+    with e.when(chains > 0):
+        for c in range(4):
+            chain[c].set(e.load(chains, c * e.rb, e.rb))
 
     def add(j: Value, c: int) -> None:
         x = e.load(a, j * e.rb, e.rb)
@@ -49,7 +54,11 @@ def row_squares(e: Emitter, *arguments: Value) -> None:
         with e.when(whole + c < n):
             add(whole + c, c)
     sums = [c.get() for c in chain]
-    e.store((sums[0] + sums[2]) + (sums[1] + sums[3]), out)
+    with e.when(chains > 0):
+        for c in range(4):
+            e.store(sums[c], chains, c * e.rb)
+    with e.when(out > 0):
+        e.store((sums[0] + sums[2]) + (sums[1] + sums[3]), out)
 
 
 def squares(e: Emitter, *arguments: Value) -> None:

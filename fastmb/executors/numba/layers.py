@@ -209,10 +209,10 @@ def layer_squares(e, s, home, block, terms, total):
     if s.rows == 0:
         return
     _terms(e, s, block, terms)
-    call(e.k_row_squares, (terms, s.columns, home.factors))
+    call(e.k_row_squares, (terms, s.columns, 0, home.factors))
     call(e.k_add, (e.rb, home.factors, total))
     if s.rows > 1:
-        call(e.k_row_squares, (s.dz + block * s.n_out * e.rb * e.size, s.n_out, home.factors))
+        call(e.k_row_squares, (s.dz + block * s.n_out * e.rb * e.size, s.n_out, 0, home.factors))
         call(e.k_add, (e.rb, home.factors, total))
 
 

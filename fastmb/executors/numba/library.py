@@ -79,7 +79,7 @@ TAKES = {
     "gemm": 7,
     "custom": 7,
     "average": 6,
-    "row_squares": 3,
+    "row_squares": 4,
     "squares": 3,
     "tile_squares": 5,
     "scale_rows": 5,

@@ -48,3 +48,9 @@ def squares(e, home, first, b):
 def input_side(s):
     """In which of the gradients that go back that of a stage's input is."""
     return 1 - s.side if s.kind == LINEAR else s.side
+
+
+@jit
+def chains(e, block):
+    """The sums of the inputs' squares, on their way from thread to thread."""
+    return e.chains + 4 * block * e.rb * e.size

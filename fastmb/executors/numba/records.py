@@ -90,7 +90,7 @@ ENGINE = _record(
     *("size", "lanes", "rb", "mr", "n_stages", "stages", "input_ops", "n_input_ops"),
     *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "trained"),
     *("n_cuts", "cuts"),
-    *("total_chunks", "tile_squares", "chunk_squares", "row_squares"),
+    *("total_chunks", "tile_squares", "chunk_squares", "row_squares", "chains"),
     *(
         "k_row_squares",
         "k_squares",

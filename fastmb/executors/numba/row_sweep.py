@@ -9,7 +9,7 @@ from __future__ import annotations
 from .blocks import apply, forward, gather, sample_weight, targets, vectors
 from .layers import layer, layer_dx, layer_dz, prepare
 from .machine import address, at, atomic_add, atomic_store, call, get, item, jit, load_f8, load_i8, put, store_f8
-from .places import d_input, gradient, input_side, own
+from .places import chains, d_input, gradient, input_side, own
 from .records import FACTOR, GEMM, IDENTITY, INPUTS, LINEAR, SIGN, SOURCE, STAGE, WORKER, offset
 from .rows import each_row, loss_scale, row_squares
 from .sync import wait, wait_past
@@ -66,6 +66,8 @@ def _relay(e, run, mini, me, tid, threads):
             handed = load_i8(me.handed)
             if tid > 0:
                 wait_past(e.barrier, tid, threads, item(WORKER, e.workers, tid - 1).handed, handed)
+            if m == 0 and run.want:
+                _add_squares(e, s, me, first, blocks, tid == 0)
             end = min(m + columns, s.n_out)
             forward(
                 *(e, s, mini, me, first, blocks, x, s.x_block, out, following.x_block),
@@ -73,6 +75,17 @@ def _relay(e, run, mini, me, tid, threads):
             )
             atomic_store(me.handed, handed + 1)
     wait(e.barrier, tid, threads)
+
+
+@jit
+def _add_squares(e, s, me, first, blocks, begin):
+    """Those of the inputs, features that are the thread's own."""
+    for block in range(first, first + blocks):
+        place = chains(e, block)
+        for i in range(4 * e.rb if begin else 0):
+            put(place, i, 0.0, e.size)
+        x = s.x + (block * s.x_block + me.first_row * e.rb) * e.size
+        call(e.k_row_squares, (x, me.last_row - me.first_row, place, 0))
 
 
 @jit
@@ -191,7 +204,7 @@ def _back(e, run, mini, home, me, first, blocks, top, bottom, part, parts):
         if i > 0 or run.want:
             wait(e.barrier, part, parts)
         if run.want and part == 0 and i != top:
-            row_squares(e, s, home, first, blocks, i + 1 == e.n_stages)
+            row_squares(e, s, mini, home, first, blocks, i + 1 == e.n_stages)
         if i == bottom or (i == 0 and not run.want & INPUTS):
             continue
         low, high = _panels(s.n_in, e.rb, part, parts)

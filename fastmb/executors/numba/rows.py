@@ -7,7 +7,7 @@ import math
 from .applied import limit
 from .layers import layer_shorten, layer_squares, layer_whole
 from .machine import at, call, get, item, jit, load_i8, put, store_f4, store_f8
-from .places import d_input, gradient, input_side, squares, width
+from .places import chains, d_input, gradient, input_side, squares, width
 from .records import CLIP, INPUTS, LINEAR, STAGE, WHOLE
 
 
@@ -20,7 +20,7 @@ def loss_scale(run, mini):
 
 
 @jit
-def row_squares(e, s, home, first, blocks, start):
+def row_squares(e, s, mini, home, first, blocks, start):
     """Adds to the squared norms of the blocks' rows what a stage has: a weight's gradient by one row is the product
     of the row's input and output gradient, so its norm is the product of theirs (Goodfellow 2015).
     """
@@ -33,8 +33,11 @@ def row_squares(e, s, home, first, blocks, start):
         if s.kind != LINEAR:
             layer_squares(e, s, home, first + b, gradient(e, home, 1 - s.side, first, b), total)
             continue
-        call(e.k_row_squares, (s.x + (first + b) * s.x_block * e.size, s.rows, x))
-        call(e.k_row_squares, (gradient(e, home, s.side, first, b), s.n_out, dz))
+        if mini.relay and s.first_tile == 0:  # they have been added up on the way
+            call(e.k_row_squares, (0, 0, chains(e, first + b), x))
+        else:
+            call(e.k_row_squares, (s.x + (first + b) * s.x_block * e.size, s.rows, 0, x))
+        call(e.k_row_squares, (gradient(e, home, s.side, first, b), s.n_out, 0, dz))
         for r in range(e.rb):
             # Of floats, the product is exact in double; it is rounded by itself, and then the sum.
             put(x, r, get(x, r, e.size) * get(dz, r, e.size), e.size)
