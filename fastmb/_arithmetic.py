@@ -6,6 +6,7 @@ element only, so a schedule may be evaluated step by step or an epoch at a time.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import factorial, pi
 
 import numpy as np
@@ -16,11 +17,32 @@ _LOG_2 = 0.6931471805599453
 _SIN = [(-1) ** k / factorial(2 * k + 1) for k in range(9)]
 
 
+_LOW = 10  # binary digits of an exponent whose powers are kept
+
+
 def power(base: float | np.ndarray, exponents: np.ndarray) -> np.ndarray:
     """``base ** exponents`` for integers >= 0, by repeated squaring; infinite where it is too large."""
-    powers = np.ones(len(exponents))
-    for bit in range(int(exponents.max(initial=0)).bit_length()):
-        powers = np.where(exponents >> bit & 1, powers * base, powers)
+    if isinstance(base, np.ndarray):
+        return _times_powers(np.ones(len(exponents)), base, exponents)
+    powers = _low_powers(base)[exponents & ((1 << _LOW) - 1)]
+    for _ in range(_LOW):
+        base = base * base
+    return _times_powers(powers, base, exponents >> _LOW)
+
+
+@lru_cache(maxsize=64)
+def _low_powers(base: float) -> np.ndarray:
+    return _times_powers(np.ones(1 << _LOW), base, np.arange(1 << _LOW))
+
+
+def _times_powers(powers: np.ndarray, base: float | np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """``powers`` times ``base ** exponents``, a factor for each binary digit, the lowest first."""
+    low, high = int(exponents.min(initial=1 << 62)), int(exponents.max(initial=0))
+    for bit in range(high.bit_length()):
+        if (low ^ high) >> bit:
+            powers = np.where(exponents >> bit & 1, powers * base, powers)
+        elif high >> bit & 1:  # in all of them, and so are the digits above
+            powers = powers * base
         base = base * base
     return powers
 
