@@ -8,7 +8,11 @@ no more processors than the highest count that is asked for. Lower counts of the
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from .machine import allowed_threads, bind
 
@@ -28,3 +32,11 @@ def _counts(config: Any) -> list[int]:
 def pytest_generate_tests(metafunc: Any) -> None:
     if "threads" in metafunc.fixturenames:
         metafunc.parametrize("threads", _counts(metafunc.config), ids=lambda n: f"{n} threads" if n > 1 else "1 thread")
+
+
+@pytest.fixture(autouse=True)
+def openmp_as_it_was() -> Iterator[None]:
+    """No test leaves PyTorch's number of threads behind: it is OpenMP's, and fastmb takes no more than that."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(allowed_threads())
