@@ -32,7 +32,8 @@ def power(base: float | np.ndarray, exponents: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _low_powers(base: float) -> np.ndarray:
-    return _times_powers(np.ones(1 << _LOW), base, np.arange(1 << _LOW))
+    with np.errstate(over="ignore"):  # of exponents that nobody may have asked for
+        return _times_powers(np.ones(1 << _LOW), base, np.arange(1 << _LOW))
 
 
 def _times_powers(powers: np.ndarray, base: float | np.ndarray, exponents: np.ndarray) -> np.ndarray:

@@ -82,6 +82,17 @@ def test_powers_by_repeated_squaring_are_exact_to_an_ulp_per_product():
     np.testing.assert_allclose(power(0.999, t), [math.pow(0.999, e) for e in t], rtol=14 * 2**14 * 2.0**-53)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("base", [0.0, 0.5, 0.9, 0.999, 1.0, 10.0])
+def test_a_power_has_the_same_bits_alone_and_in_any_company(base):
+    rng = np.random.default_rng(0)
+    for start, n in [(0, 300), (1000, 300), (12345, 5000)] if base <= 1 else [(0, 100)]:
+        t = start + np.append(np.arange(100), rng.integers(0, n, 50))
+        alone = [power(base, t[i : i + 1])[0] for i in range(len(t))]
+        np.testing.assert_array_equal(power(base, t), alone)
+        np.testing.assert_array_equal(power(np.full(len(t), base), t), alone)
+
+
 def test_adamw_shrinks_the_weights_instead_of_adding_to_the_gradient():
     c = mb.AdamW(lr=0.1, weight_decay=0.5).coefficients(0, 1, np.array([0.1]))[0]
     assert (c[1], c[2]) == (0, 1 - 0.1 * 0.5)
