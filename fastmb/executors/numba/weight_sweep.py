@@ -21,7 +21,7 @@ from .records import GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
 from .row_sweep import RELAYED_ROWS
 
 ACROSS_BYTES = 1 << 18  # output gradients up to here stay near: tiles go along rows of weights
-SOURCE_BYTES = SOURCE.itemsize
+_SOURCE_BYTES = SOURCE.itemsize
 _NEXT_TILE, _NEXT_RELAYED = offset(WORKER, "next_tile"), offset(WORKER, "next_relayed")
 
 
@@ -31,7 +31,7 @@ def share_tiles(e, run, mini, me, tid, threads):
     these features; and in any case its share of the other tiles.
     """
     s, source = at(STAGE, e.stages), at(SOURCE, me.source)
-    for i in range(0, SOURCE_BYTES, 8):
+    for i in range(0, _SOURCE_BYTES, 8):
         store_i8(me.source + i, load_i8(run.x + i))
     me.first_row = relayed = 0
     if mini.relay:
