@@ -282,6 +282,7 @@ def test_a_relayed_first_stage_changes_no_bit(batch_size, dtype, monkeypatch, an
 
 
 @pytest.mark.parametrize("executor", CLASSES)
+@pytest.mark.parametrize("width", [65, 200, 800])  # blocks one by one, in groups, and with weights that are packed
 @pytest.mark.parametrize(
     ("norm", "options"),
     [
@@ -291,14 +292,14 @@ def test_a_relayed_first_stage_changes_no_bit(batch_size, dtype, monkeypatch, an
         (mb.LayerNorm, {"gradient_stats": True, "clip_per_example": 0.1, "noise_multiplier": 1.0}),
     ],
 )
-def test_whatever_else_a_step_does_goes_with_a_relayed_first_stage(norm, options, executor, any_thread_count):
+def test_whatever_else_a_step_does_goes_with_a_relayed_first_stage(norm, options, width, executor, any_thread_count):
     rng = np.random.default_rng(1)
-    X, y = rng.integers(0, 256, (150, 1402), np.uint8)[:, ::2], rng.integers(0, 10, 150)
+    X, y = rng.integers(0, 256, (300, 1402), np.uint8)[:, ::2], rng.integers(0, 10, 300)
     found = set()
     for n_threads in (1, 2, 3):
-        layers = [mb.Linear(701, 65), norm(65), mb.Tanh(), mb.Residual(mb.Linear(65, 65), mb.ReLU()), mb.Linear(65, 10)]
-        net = mb.Sequential(*layers, seed=0)
-        options = options | {"batch_size": 40, "input_scale": 1 / 255, "n_threads": n_threads, "executor": executor}
+        around = mb.Residual(mb.Linear(width, width), mb.ReLU())
+        net = mb.Sequential(mb.Linear(701, width), norm(width), mb.Tanh(), around, mb.Linear(width, 10), seed=0)
+        options = options | {"batch_size": 130, "input_scale": 1 / 255, "n_threads": n_threads, "executor": executor}
         history = mb.Trainer(net, seed=1, **options).fit(X, y, max_epochs=2, verbose=0)
         figures = {name: history[name] for name in history if "second" not in name}
         found.add(net.digest() + repr(figures))
