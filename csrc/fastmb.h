@@ -65,15 +65,18 @@ typedef struct {
     enum fmb_type type;
 } fmb_source;
 
-/* The class index in column 0 of row `row`. */
-static inline int32_t fmb_label(const fmb_source *s, int64_t row)
+/* The integer in column 0 of row `row`, a class index. */
+static inline int64_t fmb_label(const fmb_source *s, int64_t row)
 {
     const char *p = s->data + row * s->row_stride;
     switch (s->type) {
-        case FMB_I1: case FMB_U1: return (uint8_t)*p; /* a valid class index is never negative */
-        case FMB_I2: case FMB_U2: { uint16_t x; memcpy(&x, p, 2); return x; }
-        case FMB_I4: case FMB_U4: { int32_t x; memcpy(&x, p, 4); return x; }
-        default: { int64_t x; memcpy(&x, p, 8); return (int32_t)x; }
+        case FMB_I1: return (int8_t)*p;
+        case FMB_U1: return (uint8_t)*p;
+        case FMB_I2: { int16_t x; memcpy(&x, p, 2); return x; }
+        case FMB_U2: { uint16_t x; memcpy(&x, p, 2); return x; }
+        case FMB_I4: { int32_t x; memcpy(&x, p, 4); return x; }
+        case FMB_U4: { uint32_t x; memcpy(&x, p, 4); return x; }
+        default: { int64_t x; memcpy(&x, p, 8); return x; } /* of uint64, what is too large is negative */
     }
 }
 

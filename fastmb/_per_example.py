@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ._extension import compiled
 from .data import Batches, check_output_gradients, check_rows, check_X
 from .losses import FromOutside
 from .plan import views
@@ -224,7 +225,8 @@ class PerExample:
                     f"the gradients of {n} rows take {_gigabytes(bytes_)}; {_gigabytes(there)} are available "
                     f"(take fewer rows at a time: per_example_gradients(X, y, rows=...))"
                 )
-            found = {name: np.empty((n, *shape), plan.dtype) for name, shape in plan.shapes.items()}
+            empty_arrays = compiled("empty_arrays") or _empty_arrays
+            found: dict[str, np.ndarray] = empty_arrays(n, plan.shapes, plan.dtype)
             if n:
                 whole = [found.get(name) for name in plan.pairs]
                 self._executor.per_example(batches, self.t, np.zeros((1, 2)), gradients=whole)
@@ -262,6 +264,11 @@ class PerExample:
     def _outside_executor(self) -> Executor:
         """The trainer's executor, but for its loss: the one whose gradient comes from outside."""
         return self._executor_for(FromOutside())
+
+
+def _empty_arrays(n: int, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """Arrays (n, *shape) by name, uninitialised. The extension's begin at cache lines, which is faster to write."""
+    return {name: np.empty((n, *shape), dtype) for name, shape in shapes.items()}
 
 
 def check_rows_apart(net: Sequential, what: str) -> None:

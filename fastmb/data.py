@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from ._extension import compiled
 from .rng import permutation as permutation  # the order of an epoch, drawn with the other random numbers
 
 DTYPES = frozenset(np.dtype(name) for name in ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
-_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 _CHUNK = 1 << 20  # elements that a check may look at, and make temporaries of, at a time
 
 
@@ -149,6 +149,8 @@ def check_output_gradients(gradients: Any, X: np.ndarray, n_outputs: int) -> np.
 
 def _numbers(values: Any, name: str) -> np.ndarray:
     """`values` as an array of one of `DTYPES`, uncopied where it is one."""
+    if type(values) is np.ndarray and values.dtype in DTYPES:
+        return values
     masked = sys.modules.get("numpy.ma")  # NumPy loads it when it is first used, which takes some milliseconds
     if masked is not None and isinstance(values, masked.MaskedArray):
         raise TypeError(f"{name} is a masked array; fill or drop what is masked, and give a plain array")
@@ -174,11 +176,8 @@ def first_nonfinite(array: np.ndarray) -> int:
     """The first row of `array`, (n, m), that holds NaN or infinity; -1 if none does."""
     if array.size <= _CHUNK and np.isfinite(array).all():  # sooner done than threads are called together
         return -1
-    try:
-        from .executors.native import first_nonfinite as native
-    except ModuleNotFoundError:
-        return _first_nonfinite(array)
-    return native(array)
+    row: int = (compiled("first_nonfinite") or _first_nonfinite)(array)
+    return row
 
 
 def _first_nonfinite(array: np.ndarray) -> int:
@@ -209,14 +208,17 @@ def _check_labels(labels: np.ndarray, n_classes: int, name: str) -> None:
             f"{name} must hold class labels, integers from 0 to {n_classes - 1}; got dtype {labels.dtype}: "
             f"use {name}.astype(int) if it does"
         )
-    # Seen as unsigned, a negative label is a large one: one pass finds both.
-    unsigned = labels.view(_UNSIGNED[labels.dtype.itemsize])
-    # For a mini-batch, argmax takes a quarter of the time; it copies what isn't contiguous.
-    largest = np.maximum.reduce(unsigned) if unsigned.size > _CHUNK else unsigned[unsigned.argmax()]
-    if largest >= n_classes:
-        wrong = (rows.start + np.flatnonzero(unsigned[rows] >= n_classes) for rows in _chunks(unsigned))
-        row = next(int(found[0]) for found in wrong if found.size)
+    if (row := (compiled("first_outside") or _first_outside)(labels, n_classes)) >= 0:
         raise ValueError(f"{name} must hold class labels from 0 to {n_classes - 1}; got {labels[row]} in row {row}")
+
+
+def _first_outside(labels: np.ndarray, n_classes: int) -> int:
+    """The first of some integers, (n,), that isn't 0 .. `n_classes` - 1; -1 if all are."""
+    for rows in _chunks(labels):
+        outside = (labels[rows] < 0) | (labels[rows] >= n_classes)
+        if outside.any():
+            return rows.start + int(outside.argmax())
+    return -1
 
 
 def _check_probabilities(array: np.ndarray, sum_to_one: bool, name: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ._arithmetic import cospi, log
+from ._extension import compiled
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _64 = 2**64 - 1
@@ -30,11 +31,7 @@ def splitmix64(x: int) -> int:
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """The order of `n` rows in an epoch: a Fisher-Yates shuffle, int64 ``(n,)``, a function of its arguments alone."""
     key = splitmix64(splitmix64(seed) ^ epoch)
-    try:
-        from .executors.native import permutation as native
-    except ModuleNotFoundError:
-        return _permutation(n, key)
-    order: np.ndarray = native(n, key)
+    order: np.ndarray = (compiled("permutation") or _permutation)(n, key)
     return order
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 
 from ._errors import unknown_name
+from ._extension import compiled
 
 #: Operations of a training step that make a further thread worth its two barriers.
 FLOPS_PER_THREAD = 60_000.0
@@ -57,20 +57,11 @@ def limit() -> int:
 
 def openmp_limit() -> int:
     """What OpenMP would use in this thread now; without the extension, what the environment tells OpenMP."""
-    if (max_threads := _openmp()) is not None:
-        return max_threads()
+    if (max_threads := compiled("max_threads")) is not None:
+        live: int = max_threads()
+        return live
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return max(1, int(first)) if first.isdecimal() else machine_limit()
-
-
-@cache
-def _openmp() -> Callable[[], int] | None:
-    """OpenMP's own answer, where there is the extension. Imported at the first call: executors import this module."""
-    try:
-        from .executors.native import max_threads
-    except ModuleNotFoundError:
-        return None
-    return max_threads
 
 
 def machine_limit() -> int:

@@ -91,7 +91,7 @@ def test_a_sparse_X_is_refused():
 def test_nan_and_infinity_are_found_with_their_row(value, dtype, order, fallback, monkeypatch):
     if fallback:  # the same without the extension, in chunks of a few rows
         monkeypatch.setattr(data, "_CHUNK", 100)
-        monkeypatch.setattr(data, "first_nonfinite", data._first_nonfinite)
+        monkeypatch.setattr(data, "compiled", lambda name: None)
     X = np.zeros((1000, 7), dtype, order=order)
     check_X(X, 7)
     for row, column in (999, 6), (613, 2), (0, 0):
@@ -113,17 +113,24 @@ def test_class_labels_may_have_any_integer_dtype(dtype):
         np.testing.assert_array_equal(checked, y)
 
 
-@pytest.mark.parametrize("dtype", ["i1", "i8", "u1", "u8"])
-def test_labels_out_of_range_are_found_with_their_row(dtype, monkeypatch):
-    monkeypatch.setattr(data, "_CHUNK", 2)
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype[0] in "iu"])
+@pytest.mark.parametrize("fallback", [False, True])
+def test_labels_out_of_range_are_found_with_their_row(dtype, fallback, monkeypatch):
+    if fallback:
+        monkeypatch.setattr(data, "_CHUNK", 2)
+        monkeypatch.setattr(data, "compiled", lambda name: None)
     y = np.array([0, 1, 2, 3, 1], dtype)
     check_y(y, X5, "classification", 4)
     with says(ValueError, "y must hold class labels from 0 to 2; got 3 in row 3"):
         check_y(y, X5, "classification", 3)
     if dtype[0] == "i":
         y[2] = -1
-        with says(ValueError, "y must hold class labels from 0 to 3; got -1 in row 2"):
-            check_y(y, X5, "classification", 4)
+        for n_classes in 4, 300:  # more than the dtype has numbers
+            with says(ValueError, f"y must hold class labels from 0 to {n_classes - 1}; got -1 in row 2"):
+                check_y(y, X5, "classification", n_classes)
+    y[2] = np.iinfo(dtype).max
+    with says(ValueError, f"y must hold class labels from 0 to 99; got {y[2]} in row 1"):
+        check_y(y[::2], X5[::2], "classification", 100)
 
 
 @pytest.mark.parametrize(

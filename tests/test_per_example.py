@@ -157,6 +157,32 @@ def test_rows_own_figures_are_those_of_the_reference(executor, n):
         np.testing.assert_allclose(got[name], expected[name], atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_own_gradients_are_written_wherever_arrays_begin(isa, dtype):
+    rows, sums = 5, np.zeros((1, 2))
+    for width in 3, 15, 16, 33, 64, 512, 513:
+        plan = (network := mb.mlp([13, width, 17], dtype=dtype)).plan
+        training = Training(mb.CrossEntropy(), mb.SGD(), np.zeros((0, plan.size), dtype), rows, 0)
+        arguments = Batches(X[:rows], Y[:rows], None, None, rows), 0, sums
+        expected = [np.full((rows, *shape), np.nan, dtype) for shape in plan.shapes.values()]
+        NumpyExecutor(plan, network.flat, training).per_example(*arguments, gradients=expected)
+        executor, first = NativeExecutor(plan, network.flat, training, 1, isa), []
+        for offset in range(17):
+            around = [np.full(offset + array.size + 40, np.nan, dtype) for array in expected]
+            found = [
+                memory[offset : offset + array.size].reshape(array.shape)
+                for memory, array in zip(around, expected, strict=True)
+            ]
+            executor.per_example(*arguments, gradients=found)
+            first = first or found
+            for memory, array, other, right in zip(around, found, first, expected, strict=True):
+                np.testing.assert_array_equal(array, other)
+                assert np.isnan(memory).sum() == memory.size - array.size  # nothing else is written
+                limit = (1e-5 if dtype == "float32" else 1e-14) * np.abs(right).max()
+                np.testing.assert_allclose(array, right, rtol=0, atol=limit)
+
+
 def test_rows_can_be_chosen(executor):
     trainer = make(executor, dropout=0.0)
     found, whole = trainer.per_example_gradients(X, Y, rows=[5, 0, -1]), trainer.per_example_gradients(X, Y)

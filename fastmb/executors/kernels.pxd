@@ -33,6 +33,7 @@ cdef extern from "sync.h" nogil:
 cdef extern from "fastmb.h" nogil:
     enum: FMB_ISAS, FMB_F32, FMB_F64, FMB_RELU, FMB_CROSS_ENTROPY, FMB_LINEAR, FMB_GRADIENT, FMB_ACCUMULATE
     enum: FMB_VALUE, FMB_SLOPE, FMB_TIMES_SLOPE
+    enum: FMB_I1, FMB_U1, FMB_H
     ctypedef void (*fmb_callback)(void *a, void *b, int64_t n, int64_t mode) noexcept nogil
     ctypedef struct fmb_gemm:
         int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ahead
@@ -104,7 +105,7 @@ cdef extern from "fastmb.h" nogil:
         void (*noise)(uint64_t seed, uint64_t t, int64_t matrix, const uint32_t *bits, double deviation, void *g,
                       int64_t at, int64_t n) noexcept nogil
     const fmb_kernels *fmb_kernels_for(int isa, int dtype)
-    int32_t fmb_label(const fmb_source *source, int64_t row)
+    int64_t fmb_label(const fmb_source *source, int64_t row)
     ctypedef struct fmb_cursor:
         int64_t first, last, at
     void fmb_prefetch_rows(const fmb_source *source, const int64_t *order, fmb_cursor *cursor, int64_t lines)

@@ -45,8 +45,6 @@ KINDS = ("linear", "batch_norm", "layer_norm", "prelu", "identity")
 LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber", "linear", "custom")
 UPDATES = ("gradient", "accumulate", "sgd", "momentum", "nesterov", "adam", "amsgrad", "rmsprop", "rmsprop_momentum",
            "rmsprop_centered", "rmsprop_centered_momentum", "adagrad", "nadam", "radam", "adamax", "adadelta", "lion")
-cdef dict TYPES = {"b1": 4, "i1": 0, "i2": 1, "i4": 2, "i8": 3, "u1": 4, "u2": 5, "u4": 6, "u8": 7, "f2": 8, "f4": 9,
-                   "f8": 10}
 
 cdef int DROPOUT = -1
 cdef int CUSTOM = -2

@@ -214,8 +214,16 @@ cdef int _source(cnp.ndarray a, fmb_source *source) except -1:
     source.row_stride = a.strides[0]
     source.col_stride = a.strides[1] if a.ndim == 2 else 0
     source.columns = a.shape[1] if a.ndim == 2 else 1
-    source.type = TYPES[chr(a.descr.kind) + str(a.descr.itemsize)]
+    source.type = _type(a.descr.kind, a.descr.itemsize)
     return 0
+
+
+cdef int _type(char kind, int64_t size) except -1:
+    """The numbers of a NumPy dtype, of those in `fastmb.data.DTYPES`."""
+    cdef int log = 0 if size == 1 else 1 if size == 2 else 2 if size == 4 else 3
+    if kind == b"f":
+        return FMB_H + log - 1
+    return (FMB_I1 if kind == b"i" else FMB_U1) + log
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------

@@ -39,6 +39,41 @@ def first_nonfinite(cnp.ndarray a):
     return found if found < n else -1
 
 
+def first_outside(cnp.ndarray labels, int64_t n_classes):
+    """The first of some integers, (n,), that isn't 0 .. `n_classes` - 1, or -1."""
+    cdef fmb_source source
+    cdef int64_t row, label
+    _source(labels, &source)
+    for row in range(labels.shape[0]):
+        label = fmb_label(&source, row)
+        if label < 0 or label >= n_classes:
+            return row
+    return -1
+
+
+def empty_arrays(cnp.npy_intp n, dict shapes, cnp.dtype dtype):
+    """Uninitialised arrays (n, *shape) by name, each with memory of its own that begins at a cache line."""
+    cdef dict arrays = {}
+    cdef cnp.npy_intp bytes
+    cdef cnp.npy_intp whole[8]
+    cdef int i
+    cdef char *place
+    cdef cnp.ndarray array, memory
+    for name, shape in shapes.items():
+        whole[0] = n
+        bytes = n * dtype.itemsize
+        for i in range(len(shape)):
+            whole[1 + i] = shape[i]
+            bytes *= whole[1 + i]
+        bytes += 63
+        memory = cnp.PyArray_SimpleNew(1, &bytes, cnp.NPY_UINT8)
+        place = <char *> cnp.PyArray_DATA(memory)
+        array = cnp.PyArray_SimpleNewFromData(1 + len(shape), whole, dtype.num, place + (-<int64_t> place & 63))
+        cnp.set_array_base(array, memory)
+        arrays[name] = array
+    return arrays
+
+
 # ---- for fastmb.ops ----------------------------------------------------------------------------------------------
 
 cdef const fmb_kernels *kernels_for(int isa, int dtype) noexcept:

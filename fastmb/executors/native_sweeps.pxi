@@ -136,7 +136,7 @@ cdef double _sample_weight(Engine *e, Batch *batch, int64_t position) noexcept n
 
 
 cdef double _class_weight(Engine *e, Batch *batch, int64_t position) noexcept nogil:
-    cdef int32_t label
+    cdef int64_t label
     if not e.loss.indices or e.loss.weight == NULL:
         return 1.0
     label = fmb_label(&batch.y, batch.order[position] if batch.order != NULL else position)
@@ -217,7 +217,7 @@ cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
         while m < s.n_out:
             if tid > 0:
                 fmb_wait(&e.barrier, tid, threads, &e.workers[tid - 1].handed, me.handed)
-            for b in range(blocks if m == 0 and run.want else 0):
+            for b in range(blocks if m == 0 and run.want & NORMS else 0):
                 if tid == 0:
                     memset(_chains(e, first + b), 0, 4 * e.rb * e.size)
                 e.k.row_squares(s.x + ((first + b) * s.x_block + me.first_row * e.rb) * e.size,
@@ -388,7 +388,7 @@ cdef void _rows_backward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t 
                 memcpy(_own(e, home.held, i, first, b, low), da, (high - low) * e.rb * e.size)
         if i > 0 or run.want:
             fmb_barrier_wait(&e.barrier, part, parts)
-        if run.want and part == 0 and i != top:
+        if run.want & NORMS and part == 0 and i != top:
             _row_squares(e, s, mini, home, first, blocks, i + 1 == e.n_stages)
         if i == bottom or (i == 0 and not run.want & INPUTS):
             continue
@@ -565,7 +565,8 @@ cdef void _targets(Engine *e, Batch *batch, Worker *me, int64_t position, int ro
     cdef int r
     if e.loss.indices:
         for r in range(rows):
-            me.labels[r] = fmb_label(&batch.y, batch.order[position + r] if batch.order != NULL else position + r)
+            me.labels[r] = <int32_t> fmb_label(&batch.y,
+                                               batch.order[position + r] if batch.order != NULL else position + r)
         for r in range(rows, e.rb):
             me.labels[r] = 0
     else:
@@ -855,37 +856,22 @@ cdef void _row_squares(Engine *e, Stage *s, Mini *mini, Worker *home, int64_t fi
 
 cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks) noexcept nogil:
     """What is wanted of the blocks' rows, now that their gradients are there: norms, shortening, themselves."""
-    cdef int64_t b, r, row, place
+    cdef int64_t b, r, row
     cdef int i, rows, shorter, side = _input_side(&e.stages[0])
-    cdef double scale = _scale(run, mini), norm
-    cdef double *squares
-    cdef char *factor = home.factors
     cdef char *dx
     cdef Stage *s
-    scale = 1.0 / scale if scale > 0 else 0.0
     for b in range(blocks):
         row = (first + b) * mini.block_rows
         rows = <int> min(mini.block_rows, mini.rows - row)
-        squares = e.row_squares + (first + b) * e.rb
-        shorter = 0
-        for r in range(rows):
-            squares[r] = _get(_squares(e, home, first, b), r, e.size) * scale * scale
-        for r in range(rows if run.norms_out != NULL or run.norms != NULL or run.want & CLIP else 0):
-            norm = sqrt(squares[r])
-            place = mini.begin + row + r
-            if run.norms_out != NULL:
-                _put(run.norms_out, place, norm, e.size)
-            if run.norms != NULL:
-                run.norms[run.batch.order[place] if run.batch.order != NULL else place] = <float> norm
-            shorter |= norm > run.rules.clip
-            _put(factor, r, run.rules.clip / norm if norm > run.rules.clip else 1.0, e.size)
+        shorter = _norms(e, run, mini, home, first, b, row, rows) if run.want & NORMS else 0
         for i in range(e.n_stages):
             s = &e.stages[i]
             if run.want & CLIP and shorter:
                 if s.kind == LINEAR:
-                    e.k.scale_rows(s.dz + (first + b) * e.rb * e.rb * e.size, s.panels, s.panel_stride, rows, factor)
+                    e.k.scale_rows(s.dz + (first + b) * e.rb * e.rb * e.size, s.panels, s.panel_stride, rows,
+                                   home.factors)
                 else:
-                    _layer_shorten(e, s, first + b, factor)
+                    _layer_shorten(e, s, first + b, home.factors)
             if run.want & WHOLE and s.kind != LINEAR:
                 _layer_whole(e, run, s, i, first + b, rows, mini.begin + row, _gradient(e, home, 1 - side, first, b))
             elif run.want & WHOLE:
@@ -901,6 +887,28 @@ cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first
                         run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, e.stages[0].n_in)
             e.k.limit(run.inputs + (mini.begin + row) * e.stages[0].n_in * e.size, rows * e.stages[0].n_in,
                       run.batch.scale, INFINITY)
+
+
+cdef int _norms(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t b, int64_t row,
+                int rows) noexcept nogil:
+    """The norms of a block's rows, and the factors that shorten them; whether any is too long."""
+    cdef int64_t r, place
+    cdef int shorter = 0
+    cdef double scale = _scale(run, mini), norm
+    cdef double *squares = e.row_squares + (first + b) * e.rb
+    scale = 1.0 / scale if scale > 0 else 0.0
+    for r in range(rows):
+        squares[r] = _get(_squares(e, home, first, b), r, e.size) * scale * scale
+    for r in range(rows if run.norms_out != NULL or run.norms != NULL or run.want & CLIP else 0):
+        norm = sqrt(squares[r])
+        place = mini.begin + row + r
+        if run.norms_out != NULL:
+            _put(run.norms_out, place, norm, e.size)
+        if run.norms != NULL:
+            run.norms[run.batch.order[place] if run.batch.order != NULL else place] = <float> norm
+        shorter |= norm > run.rules.clip
+        _put(home.factors, r, run.rules.clip / norm if norm > run.rules.clip else 1.0, e.size)
+    return shorter
 
 
 cdef void _whole(Engine *e, Run *run, Stage *s, int i, char *x, char *dz, int64_t place) noexcept nogil:

@@ -474,7 +474,7 @@ cdef void _softmax_block(const Softmax *work, const fmb_kernels *k, int64_t size
     k.gather(&work.z, NULL, first, rows, 1.0, scratch)
     if work.spec.indices:
         for r in range(rows):
-            labels[r] = fmb_label(&work.y, first + r)
+            labels[r] = <int32_t> fmb_label(&work.y, first + r)
     else:
         k.gather(&work.y, NULL, first, rows, 1.0, target)
     for r in range(rows):

@@ -187,7 +187,7 @@ static void targets(const int64_t *index, int rows)
         return;
     }
     for (int r = 0; r < rb; r++)
-        labels[r] = r < rows ? fmb_label(&y, index[r]) : 0;
+        labels[r] = r < rows ? (int32_t)fmb_label(&y, index[r]) : 0;
 }
 
 /* One block of rows: forward, loss, backward. */

@@ -218,7 +218,12 @@ class NumbaExecutor:
                     at += len(chain)
             for i, s in enumerate(self._stages if what != "apply" else ()):
                 self._prepare_layer(i, s, what, want)
-            needed = {"row_squares": want, "scale_rows": want & CLIP, "outer": want & WHOLE, "limit": want & INPUTS}
+            needed = {
+                "row_squares": want & NORMS,
+                "scale_rows": want & CLIP,
+                "outer": want & WHOLE,
+                "limit": want & INPUTS,
+            }
             for name, wanted in needed.items():
                 if wanted:
                     e["k_" + name] = self._kernel(name)

@@ -10,7 +10,7 @@ from .blocks import apply, forward, gather, sample_weight, targets, vectors
 from .layers import layer, layer_dx, layer_dz, prepare
 from .machine import address, at, atomic_add, atomic_store, call, get, item, jit, load_f8, load_i8, put, store_f8
 from .places import chains, d_input, gradient, input_side, own
-from .records import FACTOR, GEMM, IDENTITY, INPUTS, LINEAR, SIGN, SOURCE, STAGE, WORKER, offset
+from .records import FACTOR, GEMM, IDENTITY, INPUTS, LINEAR, NORMS, SIGN, SOURCE, STAGE, WORKER, offset
 from .rows import each_row, loss_scale, row_squares
 from .sync import wait, wait_past
 
@@ -66,7 +66,7 @@ def _relay(e, run, mini, me, tid, threads):
             handed = load_i8(me.handed)
             if tid > 0:
                 wait_past(e.barrier, tid, threads, item(WORKER, e.workers, tid - 1).handed, handed)
-            if m == 0 and run.want:
+            if m == 0 and run.want & NORMS:
                 _add_squares(e, s, me, first, blocks, tid == 0)
             end = min(m + columns, s.n_out)
             forward(
@@ -203,7 +203,7 @@ def _back(e, run, mini, home, me, first, blocks, top, bottom, part, parts):
                 _output_gradient(e, run, mini, home, s, i, first, b, low, high)
         if i > 0 or run.want:
             wait(e.barrier, part, parts)
-        if run.want and part == 0 and i != top:
+        if run.want & NORMS and part == 0 and i != top:
             row_squares(e, s, mini, home, first, blocks, i + 1 == e.n_stages)
         if i == bottom or (i == 0 and not run.want & INPUTS):
             continue

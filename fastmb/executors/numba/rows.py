@@ -8,7 +8,7 @@ from .applied import limit
 from .layers import layer_shorten, layer_squares, layer_whole
 from .machine import at, call, get, item, jit, load_i8, put, store_f4, store_f8
 from .places import chains, d_input, gradient, input_side, squares, width
-from .records import CLIP, INPUTS, LINEAR, STAGE, WHOLE
+from .records import CLIP, INPUTS, LINEAR, NORMS, STAGE, WHOLE
 
 
 @jit
@@ -47,13 +47,13 @@ def row_squares(e, s, mini, home, first, blocks, start):
 @jit
 def each_row(e, run, mini, home, me, first, blocks):
     """What is wanted of the blocks' rows, now that their gradients are there."""
-    scale = loss_scale(run, mini)
-    scale = 1.0 / scale if scale > 0 else 0.0
     side = input_side(at(STAGE, e.stages))
     for b in range(blocks):
         row = (first + b) * mini.block_rows
         rows = min(mini.block_rows, mini.rows - row)
-        shorter = _norms(e, run, mini, home, first, b, row, rows, scale)
+        shorter = False
+        if run.want & NORMS:
+            shorter = _norms(e, run, mini, home, first, b, row, rows)
         scratch = gradient(e, home, 1 - side, first, b)
         for i in range(e.n_stages):
             s = item(STAGE, e.stages, i)
@@ -74,8 +74,10 @@ def each_row(e, run, mini, home, me, first, blocks):
 
 
 @jit
-def _norms(e, run, mini, home, first, b, row, rows, scale):
+def _norms(e, run, mini, home, first, b, row, rows):
     """The norms of a block's rows, and the factors that shorten them; whether any is too long."""
+    scale = loss_scale(run, mini)
+    scale = 1.0 / scale if scale > 0 else 0.0
     shorter = False
     for r in range(rows):
         square = get(squares(e, home, first, b), r, e.size) * scale * scale
