@@ -42,7 +42,8 @@ typedef struct {
     int64_t b_k, b_block;
     int64_t c_m;
     int64_t blocks, k, k_last; /* products in a block, and in the last one */
-    int64_t ahead;             /* so many k before its turn, the cache line of A's row 0 is asked for */
+    const char *ask;           /* what the next tile needs: a cache line is asked for with each k, */
+    int64_t ask_step;          /* so many bytes after the one before */
 } fmb_gemm;
 
 /* The loss of one block. Row r of the block has output z[c * rb + r], c < n. */

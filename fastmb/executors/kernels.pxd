@@ -36,7 +36,8 @@ cdef extern from "fastmb.h" nogil:
     enum: FMB_I1, FMB_U1, FMB_H
     ctypedef void (*fmb_callback)(void *a, void *b, int64_t n, int64_t mode) noexcept nogil
     ctypedef struct fmb_gemm:
-        int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ahead
+        int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ask_step
+        const char *ask
     ctypedef struct fmb_loss_spec:
         int kind
         int64_t n

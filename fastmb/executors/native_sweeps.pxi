@@ -445,33 +445,37 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
     for all of them. Rows `k` .. `last` - 1 of the matrix: if k isn't 0, the sum goes on from what is there."""
     cdef fmb_gemm g
     cdef int64_t m, p, b, columns, depth = s.rows if blocks == 1 else KC
+    cdef int64_t ahead = AHEAD if e.group > 1 or last - k == s.rows else 0  # relayed, near: the next are another's
     cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows)
+    cdef char *w
+    cdef char *c
     if blocks == 1 and rows <= e.k.mr // 2:
         low = _forward_few(e, s, rows, x, out, k, last, low, high)
     g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
-    g.ahead = AHEAD if e.group > 1 or last - k == s.rows else 0     # relayed and near: the next are another thread's
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
     while k < last:
         g.k = g.k_last = min(depth, last - k)
         m = low
         if blocks > 1 and s.packed:
-            g.a_k, g.ahead = e.k.mr, 0
+            g.a_k, g.ask_step = e.k.mr, _to_ask(e, &g)
             while m < high:
                 columns = min(PANELS * e.k.mr, high - m)
                 e.k.pack(s.w + (k * s.n_out + m) * e.size, s.n_out, g.k, columns, me.packed)
                 for b in range(blocks):
                     p = 0
                     while p < columns:
+                        c = out + (b * out_block + (m + p) * e.rb) * e.size
+                        g.ask = c + e.k.mr * e.rb * e.size
                         e.k.gemm(&g, <int> min(<int64_t> e.k.mr, columns - p), _vectors(e, mini, first + b), k > 0,
-                                 me.packed + p * (g.k + 1) * e.size, x + (b * x_block + k * e.rb) * e.size,
-                                 out + (b * out_block + (m + p) * e.rb) * e.size)
+                                 me.packed + p * (g.k + 1) * e.size, x + (b * x_block + k * e.rb) * e.size, c)
                         p += e.k.mr
                 m += columns
         while m < high:
+            w = s.w + (k * s.n_out + m) * e.size
+            g.ask, g.ask_step = w + ahead * s.n_out * e.size, s.n_out * e.size if ahead > 0 else 0
             for b in range(blocks):
-                e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0,
-                         s.w + (k * s.n_out + m) * e.size, x + (b * x_block + k * e.rb) * e.size,
-                         out + (b * out_block + m * e.rb) * e.size)
+                e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0, w,
+                         x + (b * x_block + k * e.rb) * e.size, out + (b * out_block + m * e.rb) * e.size)
             m += e.k.mr
         k += depth
 
@@ -483,8 +487,9 @@ cdef int64_t _forward_few(Engine *e, Stage *s, int rows, char *x, char *out, int
     cdef char buffer[64 * 24]
     cdef int64_t j
     cdef int r, vectors, width
-    g.a_m, g.a_k, g.a_block, g.ahead = 1, e.rb, 0, 0
+    g.a_m, g.a_k, g.a_block = 1, e.rb, 0
     g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
+    g.ask, g.ask_step = x, 0
     g.k = g.k_last = last - k
     while high - o >= e.k.lanes:
         vectors = 8 if 4 * rows <= e.k.mr else 4
@@ -511,19 +516,26 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
     """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
     cdef fmb_gemm g
     cdef int64_t k, m, b, depth = s.n_out if blocks == 1 else KC
-    g.a_m, g.a_k, g.a_block, g.ahead = s.n_out, 1, 0, 0
+    g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
     k = 0
     while k < s.n_out:
         g.k = g.k_last = min(depth, s.n_out - k)
+        g.ask_step = _to_ask(e, &g)
         m = low
         while m < high:
             for b in range(blocks):
+                g.ask = dx + ((b + 1) * block + m * e.rb if b + 1 < blocks else (m + e.k.mr) * e.rb) * e.size
                 e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0,
                          s.w + (m * s.n_out + k) * e.size, dz + (b * block + k * e.rb) * e.size,
                          dx + (b * block + m * e.rb) * e.size)
             m += e.k.mr
         k += depth
+
+
+cdef inline int64_t _to_ask(Engine *e, fmb_gemm *g) noexcept nogil:
+    """The step that takes as long as a tile's product to ask for a tile of sums."""
+    return e.k.mr * e.rb * e.size // g.k + 1
 
 
 cdef int _vectors(Engine *e, Mini *mini, int64_t block) noexcept nogil:
@@ -654,7 +666,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         i += 1
         if tile >= s.first_tile + s.tiles:
             continue
-        g.a_m, g.a_k, g.a_block, g.ahead = e.rb, 1, s.x_block, 0
+        g.a_m, g.a_k, g.a_block = e.rb, 1, s.x_block
+        g.ask, g.ask_step = s.x, 0
         g.b_k, g.b_block = e.rb, e.rb * e.rb
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks

@@ -137,7 +137,7 @@ static void apply(op *ops, int64_t n_ops, char *a, char *d, int64_t n, uint64_t 
 /* out[m][row] = sum over i of w[m * a_m + i * a_k] x[i][row], m < n, i < depth. */
 static void product(const char *w, int64_t a_m, int64_t a_k, const char *x, char *out, int64_t n, int64_t depth, int rows)
 {
-    fmb_gemm g = {.a_m = a_m, .a_k = a_k, .b_k = rb, .c_m = rb, .blocks = 1, .ahead = 32};
+    fmb_gemm g = {.a_m = a_m, .a_k = a_k, .b_k = rb, .c_m = rb, .blocks = 1, .ask = 0};
     for (int64_t i = 0; i < depth; i += KC) {
         g.k = g.k_last = least(KC, depth - i);
         for (int64_t m = 0; m < n; m += k->mr)

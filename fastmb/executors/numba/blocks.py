@@ -128,14 +128,16 @@ def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, start, en
     if blocks == 1 and rows <= e.mr // 2:
         low = _forward_few(e, s, me, rows, x, out, start, end, low, high)
     g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
-    g.ahead = AHEAD if e.group > 1 or end - start == s.rows else 0  # relayed and near: the next are another thread's
+    ahead = AHEAD if e.group > 1 or end - start == s.rows else 0  # relayed and near: the next are another thread's
+    g.ask_step = s.n_out * e.size if ahead > 0 else 0
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
     for k in range(start, end, depth):
         g.k = g.k_last = min(depth, end - k)
         for m in range(low, high, e.mr):
+            w = s.w + (k * s.n_out + m) * e.size
+            g.ask = w + ahead * s.n_out * e.size
             for b in range(blocks):
                 tile, width = min(e.mr, high - m), vectors(e, mini, first + b)
-                w = s.w + (k * s.n_out + m) * e.size
                 from_, to = x + (b * x_block + k * e.rb) * e.size, out + (b * out_block + m * e.rb) * e.size
                 call(e.gemm, (me.gemm, tile, width, k > 0, w, from_, to))
 
@@ -144,7 +146,8 @@ def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, start, en
 def _forward_few(e, s, me, rows, x, out, k, end, o, high):
     """The same for few rows: vectors run over outputs, as many as fill them. Returns the first that is left."""
     g = at(GEMM, me.gemm)
-    g.a_m, g.a_k, g.a_block, g.ahead = 1, e.rb, 0, 0
+    g.a_m, g.a_k, g.a_block = 1, e.rb, 0
+    g.ask, g.ask_step = x, 0
     g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
     g.k = g.k_last = end - k
     while high - o >= e.lanes:

@@ -36,7 +36,7 @@ def _tile(rows: int, vectors: int, e: Emitter, *arguments: Value) -> None:
         e.field(GEMM, g, name) for name in ("a_m", "a_k", "a_block", "b_k", "b_block", "c_m")
     )
     blocks, k, k_last = (e.field(GEMM, g, name) for name in ("blocks", "k", "k_last"))
-    ahead = e.field(GEMM, g, "ahead") * a_k * e.target.itemsize
+    ask, ask_step = e.variable(e.field(GEMM, g, "ask")), e.field(GEMM, g, "ask_step")
     acc = [[e.variable(e.zeros(e.lanes)) for _ in range(vectors)] for _ in range(rows)]
     with e.when(load.compare("!=", 0)):
         for m in range(rows):
@@ -50,7 +50,8 @@ def _tile(rows: int, vectors: int, e: Emitter, *arguments: Value) -> None:
         # Unrolled, its addresses would not fit the registers.
         with e.loop(0, e.select((blocks - block).equals(1), k_last, k), unroll=False):
             x = [e.load(pb.get(), v * e.lanes, e.lanes) for v in range(vectors)]
-            e.prefetch(pa[0].get() + ahead)
+            e.prefetch(ask.get())
+            ask.set(ask.get() + ask_step)
             for m in range(rows):
                 y = e.fill(e.load(pa[m // 3].get(), a_m * (m % 3)), e.lanes)
                 for v in range(vectors):

@@ -257,12 +257,14 @@ def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):
     """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
     g = at(GEMM, me.gemm)
     depth = s.n_out if blocks == 1 else KC
-    g.a_m, g.a_k, g.a_block, g.ahead = s.n_out, 1, 0, 0
+    g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
     for k in range(0, s.n_out, depth):
         g.k = g.k_last = min(depth, s.n_out - k)
+        g.ask_step = e.mr * e.rb * e.size // g.k + 1  # the next tile's sums, as long as this one's product takes
         for m in range(low, high, e.mr):
             for b in range(blocks):
+                g.ask = dx + ((b + 1) * block + m * e.rb if b + 1 < blocks else (m + e.mr) * e.rb) * e.size
                 rows, width = min(e.mr, high - m), vectors(e, mini, first + b)
                 w = s.w + (m * s.n_out + k) * e.size
                 from_, to = dz + (b * block + k * e.rb) * e.size, dx + (b * block + m * e.rb) * e.size

@@ -127,7 +127,8 @@ def _tiles(e, run, mini, me, owner, tile, end):
         i += 1
         if tile >= s.first_tile + s.tiles:
             continue
-        g.a_m, g.a_k, g.a_block, g.ahead = e.rb, 1, s.x_block, 0
+        g.a_m, g.a_k, g.a_block = e.rb, 1, s.x_block
+        g.ask, g.ask_step = s.x, 0
         g.b_k, g.b_block = e.rb, e.rb * e.rb
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
