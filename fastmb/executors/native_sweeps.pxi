@@ -17,7 +17,7 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
         _share_tiles(e, run, &mini, tid, threads)
         _row_sweep(e, run, &mini, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
-        if tid == 0:    # meanwhile others take its tiles
+        if tid == threads - 1:  # whose tiles are often smaller; meanwhile others take them
             _sum(e, run, &mini)
         if run.bad:
             break

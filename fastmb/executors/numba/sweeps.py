@@ -32,7 +32,7 @@ def train(engine, run_, tid, threads):
         share_tiles(e, run, mini, me, tid, threads)
         row_sweep(e, run, mini, me, tid, threads)
         wait(e.barrier, tid, threads)
-        if tid == 0:  # meanwhile others take its tiles
+        if tid == threads - 1:  # whose tiles are often smaller; meanwhile others take them
             _sum(e, run, mini)
         if run.bad:
             break
