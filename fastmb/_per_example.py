@@ -228,7 +228,7 @@ class PerExample:
             empty_arrays = compiled("empty_arrays") or _empty_arrays
             found: dict[str, np.ndarray] = empty_arrays(n, plan.shapes, plan.dtype)
             if n:
-                whole = [found.get(name) for name in plan.pairs]
+                whole = list(map(found.get, plan.pairs))
                 self._executor.per_example(batches, self.t, np.zeros((1, 2)), gradients=whole)
             return found
 

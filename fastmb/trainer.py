@@ -357,7 +357,7 @@ class Trainer(PerExample, Averaged):
         plan = self.net.plan
         X_name, y_name = "X" + suffix, "y" + suffix
         X = check_X(X, plan.n_features, check_finite, X_name)
-        squeeze = np.ndim(y) == 1
+        squeeze = (y.ndim if type(y) is np.ndarray else np.ndim(y)) == 1
         y = check_y(y, X, self.loss.task, plan.n_outputs, check_finite, y_name, X_name)
         weight = None if sample_weight is None else check_weights(sample_weight, X)
         if weight is not None and self.noise_multiplier:

@@ -31,6 +31,8 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
             if run.done == run.steps or (mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
                                          and fmb_now() > run.deadline):
                 run.stop = 1
+        if mini.last and mini.step + 1 == run.steps and run.stats == NULL:
+            break   # the region's end is a barrier
         past = mini
         _next(e, run, threads, &mini)
         _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)

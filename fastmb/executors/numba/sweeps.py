@@ -46,6 +46,8 @@ def train(engine, run_, tid, threads):
             look = mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
             if run.done == run.steps or (look and now() > run.deadline):
                 run.stop = 1
+        if mini.last and mini.step + 1 == run.steps and not run.stats:
+            break  # who leads waits for all
         step = mini.step
         _next(e, run, threads, mini)
         me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
