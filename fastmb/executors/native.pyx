@@ -63,6 +63,7 @@ cdef int64_t PART_ROWS = 256     # rows that go through the network together whe
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
 cdef double TRIAL = 0.002       # seconds that one thread, or all, are tried for; which is faster depends on more than
 cdef double PROVEN = 0.25       # the work: on caches shared or not, on other processes. Seconds between two trials
+cdef double WORTH = 0.95        # of one thread's time: what all may take at the most to be preferred
 cdef double TRIAL_FLOPS = 1e9   # a step of so much work is never faster on one thread
 
 cdef int64_t regions = 0        # parallel regions that run now, in all Python threads
@@ -416,7 +417,7 @@ cdef class NativeExecutor:
             self.cost[0] = self.cost[1] = 0
             self.try_at = 0
         while run.done < run.steps and not run.bad and (run.done == 0 or now < deadline):
-            team = self.cost[1] <= self.cost[0]
+            team = self.cost[1] <= WORTH * self.cost[0]
             run.deadline = min(deadline, self.try_at)
             if now >= self.try_at:  # first all, then one; later the one that isn't in use
                 team = 1 - team if self.cost[0] > 0 else self.cost[1] == 0

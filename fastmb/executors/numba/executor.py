@@ -53,6 +53,7 @@ GROUP_BYTES = 1 << 19
 REGION_FLOPS = 400_000  # work for a thread that makes it worth entering a parallel region
 TRIAL = 0.002  # seconds that one thread, or all, are tried for
 PROVEN = 0.25  # seconds between two trials
+WORTH = 0.95  # of one thread's time: what all may take at the most to be preferred
 PART_ROWS = 256  # rows that go through the network together where their own gradients alone are wanted
 _FOREVER = 1e9  # seconds
 TRIAL_FLOPS = 1e9  # a step of so much work is never faster on one thread
@@ -517,7 +518,7 @@ class NumbaExecutor:
         steps = int(run["steps"][0])
         done = 0
         while done < steps and not run["bad"][0] and (done == 0 or now < deadline):
-            everybody = cost[1] <= cost[0]
+            everybody = cost[1] <= WORTH * cost[0]
             until = min(deadline, self._try_at)
             if now >= self._try_at:  # first all, then one; later the one that isn't in use
                 everybody = not everybody if cost[0] > 0 else cost[1] == 0
