@@ -21,6 +21,7 @@ from ._extension import compiled
 from .rng import permutation as permutation  # the order of an epoch, drawn with the other random numbers
 
 DTYPES = frozenset(np.dtype(name) for name in ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
+_FEW = 1 << 11  # labels of a mini-batch, which one by one take less time than a call of NumPy
 _CHUNK = 1 << 20  # elements that a check may look at, and make temporaries of, at a time
 
 
@@ -208,12 +209,15 @@ def _check_labels(labels: np.ndarray, n_classes: int, name: str) -> None:
             f"{name} must hold class labels, integers from 0 to {n_classes - 1}; got dtype {labels.dtype}: "
             f"use {name}.astype(int) if it does"
         )
-    if (row := (compiled("first_outside") or _first_outside)(labels, n_classes)) >= 0:
+    first_outside = (compiled("first_outside") if labels.size <= _FEW else None) or _first_outside
+    if (row := first_outside(labels, n_classes)) >= 0:
         raise ValueError(f"{name} must hold class labels from 0 to {n_classes - 1}; got {labels[row]} in row {row}")
 
 
 def _first_outside(labels: np.ndarray, n_classes: int) -> int:
     """The first of some integers, (n,), that isn't 0 .. `n_classes` - 1; -1 if all are."""
+    if labels.min() >= 0 and labels.max() < n_classes:
+        return -1
     for rows in _chunks(labels):
         outside = (labels[rows] < 0) | (labels[rows] >= n_classes)
         if outside.any():

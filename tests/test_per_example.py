@@ -183,6 +183,24 @@ def test_rows_own_gradients_are_written_wherever_arrays_begin(isa, dtype):
                 np.testing.assert_allclose(array, right, rtol=0, atol=limit)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_own_gradients_begin_at_cache_lines_and_own_their_memory(dtype):
+    for n in 1, 3, 33:
+        trainer = make("native", dtype)
+        found = trainer.per_example_gradients(X[:n], Y[:n])
+        copies = {name: array.copy() for name, array in found.items()}
+        del trainer
+        again = make("native", dtype).per_example_gradients(X[:n] + 1, Y[:n])  # takes memory that is free
+        for name, array in found.items():
+            assert array.ctypes.data % 64 == 0
+            assert array.flags.c_contiguous
+            assert array.flags.writeable
+            assert not any(
+                np.shares_memory(array, other) for other in (*again.values(), *found.values()) if other is not array
+            )
+            np.testing.assert_array_equal(array, copies[name])
+
+
 def test_rows_can_be_chosen(executor):
     trainer = make(executor, dropout=0.0)
     found, whole = trainer.per_example_gradients(X, Y, rows=[5, 0, -1]), trainer.per_example_gradients(X, Y)
