@@ -324,6 +324,22 @@ def test_weights_that_leave_the_caches_change_no_bit(rows, any_thread_count):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_mini_batches_smaller_than_the_first_change_no_bit(dtype, any_thread_count):
+    """Room is made for the largest so far; a smaller one may be cut into more blocks, if so many have room."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((200, 19)).astype(dtype), rng.integers(0, 3, 200)
+    net, found = mb.mlp([19, 33, 17, 3], seed=0, dtype=dtype), set()
+    for compiled, n_threads in [*itertools.product(FMA_COMPILED[: len(FMA_ISAS)], [1, 2, 3]), (LAST[1], 2)]:
+        (ours, _, _), _ = executors(net, mb.CrossEntropy(), mb.SGD(), 200, compiled, n_threads)
+        digest = hashlib.sha256()
+        for rows in [*range(66, 0, -1), 200, 130, 110, 100]:
+            out, sums = gradients(ours, net, Batches(X[:rows], y[:rows], None, None, rows, 1.0))
+            digest.update(out.tobytes() + sums.tobytes())
+        found.add(digest.hexdigest())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_same_bits_for_fit_and_step(name, dtype, monkeypatch, any_thread_count):
     digests = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import pytest
 
 import fastmb as mb
 from fastmb import _fitting, _snapshot, memory
+from fastmb.executors import native
 
 MB = 10**6
 NETWORKS = {  # sizes, optimiser, mini-batch
@@ -33,7 +35,7 @@ def peak(sizes: list[int], optimizer: mb.SGD | mb.Adam, batch_size: int) -> int:
 
         def train(sizes, rows, batch_size):
             layers = [mb.Linear(*pair, init="zeros") for pair in zip(sizes, sizes[1:])]  # no random numbers to draw
-            trainer = mb.Trainer(mb.Sequential(*layers), "mse", mb.{optimizer!r}, batch_size=batch_size)
+            trainer = mb.Trainer(mb.Sequential(*layers), "mse", mb.{optimizer!r}, batch_size=batch_size, n_threads=2)
             trainer.fit(X[:rows, :sizes[0]], y[:rows, :sizes[-1]], max_epochs=2, verbose=0)
             assert trainer.t == 6
 
@@ -59,6 +61,19 @@ def test_a_fit_takes_what_the_summary_foretells(name):
     assert abs(taken - told.total) < max(10 * MB, 0.1 * told.total)
     budget = told.parameters * (1 + optimizer.n_states) + told.activations + 10 * MB
     assert taken < budget
+
+
+@pytest.mark.parametrize("isa", native.available_isas())
+@pytest.mark.parametrize("name", NETWORKS)
+def test_buffers_take_little_more_than_activations(name, isa, monkeypatch):
+    """So that the interpreter's own megabytes have room in the budget above; training needs no room to predict."""
+    monkeypatch.setenv("FASTMB_ISA", isa)
+    sizes, optimizer, batch_size = NETWORKS[name]
+    net = mb.Sequential(*(mb.Linear(*pair, init="zeros") for pair in itertools.pairwise(sizes)))
+    trainer = mb.Trainer(net, "mse", optimizer, batch_size=batch_size, n_threads=2)
+    trainer.step(np.ones((batch_size, sizes[0]), np.uint8), np.ones((batch_size, sizes[-1]), np.uint8))
+    told = memory.forecast(net.plan, batch_size, optimizer.n_states)
+    assert trainer._executor.arena_bytes - told.activations < 7 * MB
 
 
 def test_the_forecast_counts_every_part():

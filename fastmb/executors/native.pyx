@@ -50,6 +50,7 @@ cdef int DROPOUT = -1
 cdef int CUSTOM = -2
 cdef int64_t KC = 512    # products of a chain before the next rows are looked at, where several blocks share weights
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
+cdef int SMALL_GROUP = 2  # in training, where a thread has no more: scratch grows with them
 cdef int64_t GROUP_BYTES = 1 << 19
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache
 cdef int PACKED_GROUP = 8        # blocks that go through a stage together where some are packed
@@ -279,12 +280,15 @@ cdef class NativeExecutor:
 
     cdef int _reserve(self, int64_t rows, int threads) except -1:
         """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference."""
-        if self.arena != NULL and rows <= self.capacity and threads <= self.arena_threads:
-            return 0
         cdef int64_t need
         cdef void *arena = NULL
+        cdef int least = min(GROUP if rows == 0 else SMALL_GROUP, self.e.largest_group)
+        if self.arena != NULL and rows <= self.capacity and threads <= self.arena_threads and least <= self.e.group:
+            return 0
         rows = max(rows, self.capacity)
         threads = max(threads, self.arena_threads)
+        self.e.room = _blocks(&self.e, rows, threads)
+        self.e.group = max(self.e.group, _group(&self.e, self.e.room, threads, least))
         free(self.e.workers)
         self.e.workers = NULL
         self.e.workers = <Worker *> calloc(threads, sizeof(Worker) + 3 * self.e.n_stages * sizeof(void *))

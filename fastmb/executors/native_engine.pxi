@@ -158,7 +158,8 @@ cdef struct Engine:         # a plan made ready to run
     Op *input_ops
     int n_input_ops
     int packs               # some stage is packed
-    int largest_group, group    # blocks that go through a stage together, as far as a thread has so many
+    int largest_group, group    # blocks that go through a stage together: at most, and as there is room
+    int64_t room            # blocks of a mini-batch
     int groups              # of parameters, each with its coefficients
     int64_t widest, total_tiles, total_chunks
     double *tile_squares    # of every tile's mean gradient, and of every chunk's
@@ -228,20 +229,26 @@ cdef int _type(char kind, int64_t size) except -1:
 
 # ---- memory --------------------------------------------------------------------------------------------------------
 
+cdef int64_t _blocks(Engine *e, int64_t rows, int threads) noexcept:
+    """Blocks of a mini-batch, as so many threads and as one thread cut it."""
+    cdef int64_t block = min(_block_rows(e, rows, threads, rows), _block_rows(e, rows, 1, rows))
+    return (rows + block - 1) // block
+
+
+cdef int _group(Engine *e, int64_t blocks, int threads, int least) noexcept:
+    """Blocks that go through a stage together: as many as a thread has, but at least so many; 0 for inference."""
+    if blocks == 0:
+        return e.largest_group
+    return <int> min(<int64_t> e.largest_group, max(<int64_t> least, (blocks + threads - 1) // threads))
+
+
 cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     """Hands out the arena from `base` on and returns its size; with NULL, the size alone."""
-    cdef int64_t at = 0, blocks, panel_rows, block, b, r
+    cdef int64_t at = 0, blocks = e.room, panel_rows = blocks * e.rb, block, b, r
     cdef int i, w
     cdef Stage *s
     cdef Worker *worker
     cdef char *ones
-    # Blocks of small mini-batches may hold half the rows that they have room for.
-    blocks = min(rows, SMALL_BLOCKS * threads * e.rb)
-    blocks = max((rows + e.rb - 1) // e.rb, (blocks + e.k.lanes - 1) // e.k.lanes)
-    panel_rows = blocks * e.rb
-    e.group = e.largest_group
-    if rows > 0:
-        e.group = <int> min(<int64_t> e.group, max(<int64_t> GROUP, (blocks + threads - 1) // threads))
     for i in range(e.n_stages):
         s = &e.stages[i]
         s.x = base + at

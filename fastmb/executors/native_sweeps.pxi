@@ -72,7 +72,7 @@ cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
     if run.rules.part_rows > 0:
         mini.rows = min(mini.rows, run.rules.part_rows)
     mini.last = mini.row + mini.rows == mini.batch_rows
-    mini.block_rows = _block_rows(e, mini.rows, threads)
+    mini.block_rows = _block_rows(e, mini.rows, threads, e.room)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
     mini.relay = _relays(e, run, mini, threads)
 
@@ -114,10 +114,11 @@ cdef int64_t _longest(Run *run) noexcept nogil:
     return most
 
 
-cdef int64_t _block_rows(Engine *e, int64_t rows, int threads) noexcept nogil:
-    """Rows of a block, one vector of them or two, whichever keeps the threads busy for the shorter time."""
+cdef int64_t _block_rows(Engine *e, int64_t rows, int threads, int64_t room) noexcept nogil:
+    """Rows of a block, one vector of them or two, whichever keeps the threads busy for the shorter time, if so many
+    blocks have room."""
     cdef double one = _rounds(e, e.k.lanes, 1.1, rows, threads), two = _rounds(e, e.rb, 2.0, rows, threads)
-    if rows <= SMALL_BLOCKS * threads * e.rb and one < two:
+    if rows <= SMALL_BLOCKS * threads * e.rb and one < two and rows <= room * e.k.lanes:
         return e.k.lanes
     return e.rb
 
@@ -1031,7 +1032,7 @@ cdef void _infer_work(Engine *e, Batch *batch, char *result, double *losses, dou
     cdef int64_t first
     mini.begin = 0
     mini.rows = batch.n
-    mini.block_rows = _block_rows(e, mini.rows, threads)
+    mini.block_rows = _block_rows(e, mini.rows, threads, mini.rows)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
     while True:
         first = fmb_take(counter, e.group)
