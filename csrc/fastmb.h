@@ -132,9 +132,9 @@ typedef struct {
      * and rows up to mr / 2; or 8 and rows up to mr / 4. With `load` the chain goes on from what C holds, else it starts at 0. */
     void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b, void *c);
 
-    /* k rows x n columns of weights, a row every `stride` elements, for tiles of `mr` columns: panels [k + 1][mr], the last row
-     * of each being room. */
-    void (*pack)(const void *w, int64_t stride, int64_t k, int64_t n, void *out);
+    /* k rows x n columns of weights, a row every `stride` elements, for tiles of `mr` columns: in panels, [row][mr] each, one
+     * every `panel` elements. The first column is column `first` < mr of the first panel; nothing else is written. */
+    void (*pack)(const void *w, int64_t stride, int64_t k, int64_t n, int first, void *out, int64_t panel);
 
     /* `steps` rounds of 2 mr independent multiply-adds on registers alone, 4 mr `lanes` operations each: the machine's
      * peak. `out` receives a vector, so that nothing is left out. */

@@ -61,7 +61,8 @@ cdef extern from "fastmb.h" nogil:
         int rb, lanes, mr
         void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b,
                      void *c) noexcept nogil
-        void (*pack)(const void *w, int64_t stride, int64_t k, int64_t n, void *out) noexcept nogil
+        void (*pack)(const void *w, int64_t stride, int64_t k, int64_t n, int first, void *out,
+                     int64_t panel) noexcept nogil
         void (*peak)(int64_t steps, void *out) noexcept nogil
         void (*activation)(int kind, double value, void *a, void *d, int64_t n, int first) noexcept nogil
         void (*dropout)(uint64_t seed, uint64_t t, int index, int64_t row, int64_t unit, uint32_t threshold,

@@ -52,12 +52,15 @@ cdef int64_t KC = 512    # products of a chain before the next rows are looked a
 cdef int GROUP = 4       # blocks that go through a stage together when the weights don't fit the second-level cache
 cdef int SMALL_GROUP = 2  # in training, where a thread has no more: scratch grows with them
 cdef int64_t GROUP_BYTES = 1 << 19
+cdef int64_t TILED_BYTES = 1 << 22  # of a network, up to which large weights are kept as tiles too
+cdef int64_t TILED_STEPS = 4     # at least, for that to pay
+cdef int64_t TOGETHER = 3        # tiles of a gradient after which weights go to their tiles: mostly to whole ones
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache
 cdef int PACKED_GROUP = 8        # blocks that go through a stage together where some are packed
 cdef int64_t RELAYED_ROWS = 12   # threads' rows of a relayed stage begin at multiples: whole tiles, and groups of 4
 cdef int64_t PANELS = 8          # panels of columns that are packed at a time
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
-cdef int64_t AHEAD = 32         # rows of weights that are asked for before the forward product comes to them
+cdef int64_t AHEAD = 16         # rows of weights that are asked for before the forward product comes to them, at most
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
 cdef int64_t CHUNK = 4096        # numbers of a stored gradient that are applied together
 cdef int64_t PART_ROWS = 256     # rows that go through the network together where their own gradients alone are wanted
@@ -144,6 +147,8 @@ cdef class NativeExecutor:
         self._read_groups(plan, training)
         weights = plan.size * self.e.size
         self.e.largest_group = 1 if weights <= GROUP_BYTES else GROUP if not self.e.packs else PACKED_GROUP
+        # Where tiles are narrower than half a cache line: wider ones lose less than keeping the weights twice costs.
+        self.e.tiles = training is not None and 2 * self.e.k.mr * self.e.size < 64 and weights <= TILED_BYTES
         self.update = FMB_GRADIENT
         self.e.loss.weight = NULL
         self.e.loss.kind = FMB_LINEAR
@@ -225,6 +230,7 @@ cdef class NativeExecutor:
             for op in stage.ops:
                 j = self._read_op(j, op)
             s.x_block = (s.n_in + 1) * self.e.rb
+            s.ahead = min(AHEAD, _lines(s.n_out * self.e.size) // 4)
             s.packed = s.kind == LINEAR and s.rows * s.columns * self.e.size > PACKED_BYTES
             self.e.packs |= s.packed
             s.panels = (s.columns + self.e.rb - 1) // self.e.rb
@@ -447,6 +453,8 @@ cdef class NativeExecutor:
         run.stop = 0
         run.start = run.done
         run.ask = run.far or (threads > 1 and run.batch_size >= self.e.k.lanes)
+        self.e.tiled = (self.e.tiles and not run.stored and run.steps - run.done >= TILED_STEPS
+                        and run.batch_size > self.e.rb)
         with nogil:
             if threads == 1:
                 _work(&self.e, run, 0, 1)
@@ -455,6 +463,7 @@ cdef class NativeExecutor:
                 with parallel(num_threads=threads):
                     _work(&self.e, run, omp_get_thread_num(), omp_get_num_threads())
                 fmb_take(&regions, -1)
+        self.e.tiled = 0    # whoever comes next may change the weights
         return 0
 
     cdef int64_t plan_size(self) noexcept:

@@ -33,7 +33,9 @@ cdef struct Stage:
     int64_t x_block     # elements of a block of x
     char *dz            # its output gradient: [panel][row][rb]; if not LINEAR [block][n_out][rb]
     int64_t panels, panel_stride
+    int64_t ahead       # rows of weights that are asked for before the forward product comes to them
     int packed          # several blocks' forward product copies the weights, a few columns at a time
+    char *tiled         # the weights again, as tiles of the forward product read them: [n_out / mr][rows][mr], or NULL
     int64_t row_tiles, tiles, first_tile
     int side            # of the gradients that go back, the one in which its output's is
     int skip            # the stage whose input is added to what this one gives, or -1
@@ -158,6 +160,8 @@ cdef struct Engine:         # a plan made ready to run
     Op *input_ops
     int n_input_ops
     int packs               # some stage is packed
+    int tiles               # some stages' weights are kept as tiles too, in training
+    int tiled               # and are what the weights are, in this region
     int largest_group, group    # blocks that go through a stage together: at most, and as there is room
     int64_t room            # blocks of a mini-batch
     int groups              # of parameters, each with its coefficients
@@ -179,6 +183,12 @@ cdef struct Engine:         # a plan made ready to run
 cdef inline int64_t _line(int64_t size) noexcept nogil:
     """Bytes of whole cache lines."""
     return (size + 63) & ~<int64_t> 63
+
+
+cdef inline int64_t _lines(int64_t stride) noexcept nogil:
+    """Cache lines so many bytes apart that a first-level cache of 8 ways holds: those at the same place of a page share
+    8. Where the stride is a power of two, there are few."""
+    return 8 * max(<int64_t> 1, 4096 // max(<int64_t> 64, stride & -stride))
 
 
 cdef inline void _put(void *p, int64_t i, double value, int size) noexcept nogil:
@@ -242,6 +252,17 @@ cdef int _group(Engine *e, int64_t blocks, int threads, int least) noexcept:
     return <int> min(<int64_t> e.largest_group, max(<int64_t> least, (blocks + threads - 1) // threads))
 
 
+cdef int _tiles_pay(Engine *e, Stage *s) noexcept nogil:
+    """Whether weights are kept as tiles: where a tile that walks down them waits for cache lines of which it reads
+    little."""
+    return s.kind == LINEAR and s.panels > 1 and s.rows * s.n_out * e.size > GROUP_BYTES
+
+
+cdef inline int64_t _tiles_across(Engine *e, Stage *s) noexcept nogil:
+    """Tiles across a stage's weights."""
+    return (s.n_out + e.k.mr - 1) // e.k.mr
+
+
 cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     """Hands out the arena from `base` on and returns its size; with NULL, the size alone."""
     cdef int64_t at = 0, blocks = e.room, panel_rows = blocks * e.rb, block, b, r
@@ -269,6 +290,10 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
             at += _line(N_STATISTICS * s.n_in * e.size)
         elif s.kind == LAYER_NORM:
             at += _line(blocks * 2 * e.rb * e.size)
+        s.tiled = NULL
+        if e.tiles and rows > 0 and _tiles_pay(e, s):
+            s.tiled = base + at
+            at += _line(_tiles_across(e, s) * s.rows * e.k.mr * e.size)
     e.row_loss = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
     e.row_squares = <double *> (base + at)
@@ -307,7 +332,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         at += _line((e.k.mr + 2) * e.rb * e.size)
         worker.packed = base + at
         if e.packs:
-            at += _line((KC + 1) * PANELS * e.k.mr * e.size)
+            at += _line(KC * PANELS * e.k.mr * e.size)
         worker.coef = base + at
         at += _line(8 * e.groups * e.size)
         worker.s = base + at

@@ -10,6 +10,8 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     cdef Mini mini, past
     memset(&mini, 0, sizeof(Mini))
     me.handed = 0
+    if e.tiled:
+        _tile_all(e, tid, threads)
     _mini_batch(e, run, run.start, threads, &mini)
     _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
     fmb_barrier_wait(&e.barrier, tid, threads)
@@ -42,6 +44,25 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
         if run.stop:
             break
     fmb_fp_leave(fp)
+
+
+cdef void _tile_all(Engine *e, int tid, int threads) noexcept nogil:
+    """A thread's share of the weights that are kept as tiles."""
+    cdef int i
+    cdef int64_t first, last
+    cdef Stage *s
+    for i in range(e.n_stages):
+        s = &e.stages[i]
+        if s.tiled != NULL:
+            _share(&first, &last, _tiles_across(e, s), tid, threads)
+            _tile(e, s, 0, s.rows, first * e.k.mr, min(last * e.k.mr, s.n_out))
+
+
+cdef inline void _tile(Engine *e, Stage *s, int64_t top, int64_t rows, int64_t first, int64_t last) noexcept nogil:
+    """Rows of weights, columns `first` .. `last` - 1, to where tiles of the forward product read them."""
+    cdef int64_t panel = s.rows * e.k.mr
+    e.k.pack(s.w + (top * s.n_out + first) * e.size, s.n_out, rows, last - first, <int> (first % e.k.mr),
+             s.tiled + (first // e.k.mr * panel + top * e.k.mr) * e.size, panel)
 
 
 cdef void _mini_batch(Engine *e, Run *run, int64_t step, int threads, Mini *mini) noexcept nogil:
@@ -447,35 +468,41 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
     """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once
     for all of them. Rows `k` .. `last` - 1 of the matrix: if k isn't 0, the sum goes on from what is there."""
     cdef fmb_gemm g
-    cdef int64_t m, p, b, columns, depth = s.rows if blocks == 1 else KC
-    cdef int64_t ahead = AHEAD if e.group > 1 or last - k == s.rows else 0  # relayed, near: the next are another's
-    cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows)
+    cdef int64_t m, p, b, columns, depth
+    cdef int64_t ahead = s.ahead if e.group > 1 or last - k == s.rows else 0  # relayed, near: the next are another's
+    cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows), tiled
     cdef char *w
     cdef char *c
     if blocks == 1 and rows <= e.k.mr // 2:
         low = _forward_few(e, s, rows, x, out, k, last, low, high)
-    g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
+    tiled = e.tiled and s.tiled != NULL and low % e.k.mr == 0
+    depth = s.rows if blocks == 1 or tiled else KC
+    g.a_m, g.a_k, g.a_block = 1, e.k.mr if tiled else s.n_out, 0
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
     while k < last:
         g.k = g.k_last = min(depth, last - k)
         m = low
-        if blocks > 1 and s.packed:
+        if blocks > 1 and s.packed and not tiled:
             g.a_k, g.ask_step = e.k.mr, _to_ask(e, &g)
             while m < high:
                 columns = min(PANELS * e.k.mr, high - m)
-                e.k.pack(s.w + (k * s.n_out + m) * e.size, s.n_out, g.k, columns, me.packed)
+                e.k.pack(s.w + (k * s.n_out + m) * e.size, s.n_out, g.k, columns, 0, me.packed, g.k * e.k.mr)
                 for b in range(blocks):
                     p = 0
                     while p < columns:
                         c = out + (b * out_block + (m + p) * e.rb) * e.size
                         g.ask = c + e.k.mr * e.rb * e.size
                         e.k.gemm(&g, <int> min(<int64_t> e.k.mr, columns - p), _vectors(e, mini, first + b), k > 0,
-                                 me.packed + p * (g.k + 1) * e.size, x + (b * x_block + k * e.rb) * e.size, c)
+                                 me.packed + p * g.k * e.size, x + (b * x_block + k * e.rb) * e.size, c)
                         p += e.k.mr
                 m += columns
         while m < high:
-            w = s.w + (k * s.n_out + m) * e.size
-            g.ask, g.ask_step = w + ahead * s.n_out * e.size, s.n_out * e.size if ahead > 0 else 0
+            if tiled:   # what is next is asked for: the next tile
+                w = s.tiled + (m // e.k.mr * s.rows + k) * e.k.mr * e.size
+                g.ask, g.ask_step = w + s.rows * e.k.mr * e.size, e.k.mr * e.size
+            else:       # some rows on
+                w = s.w + (k * s.n_out + m) * e.size
+                g.ask, g.ask_step = w + ahead * s.n_out * e.size, s.n_out * e.size if ahead > 0 else 0
             for b in range(blocks):
                 e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0, w,
                          x + (b * x_block + k * e.rb) * e.size, out + (b * out_block + m * e.rb) * e.size)
@@ -616,6 +643,8 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
     cdef int i
     cdef int64_t chunk = 1 + 64 // max(<int64_t> 1, mini.rows) if threads > 1 else e.total_tiles
+    if e.tiled:
+        chunk = max(chunk, TOGETHER)
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
     _round_coefficients(e, run, me, mini.step)
@@ -659,7 +688,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     """An owner's tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's
     gradient is, and the update of w."""
     cdef int i = 0, rows
-    cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height
+    cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height, waiting
+    cdef int tiled
     cdef Into into
     cdef Stage *s
     cdef fmb_gemm g
@@ -690,9 +720,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         p = m % width
         m = top + m // width * e.k.mr
         last = min(end, s.first_tile + s.tiles)
+        tiled, waiting = e.tiled and s.tiled != NULL, 0
         while tile < last:
             rows = <int> min(<int64_t> e.k.mr, bottom - m)
-            if (mini.rows == 1 and p == 0 and 1 < s.panels == width <= last - tile and s.kind == LINEAR
+            if (mini.rows == 1 and not tiled and p == 0 and 1 < s.panels == width <= last - tile and s.kind == LINEAR
                     and run.stats == NULL and not into.completes):
                 many = (last - tile) // width   # whole rows of tiles
                 _update_outer(e, s, &into, m, min(many * e.k.mr, bottom - m))
@@ -721,6 +752,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             if into.completes:
                 _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, me.tile)
             _update(e, s, &into, at, rows, columns, me.tile, e.rb)
+            waiting += tiled
+            if tiled and (waiting == TOGETHER or p + 1 == width or tile + 1 == last):
+                _tile(e, s, m, rows, (panel + p + 1 - waiting) * e.rb, min(s.n_out, (panel + p + 1) * e.rb))
+                waiting = 0
             tile += 1
             p += 1
             if p == width:
@@ -734,13 +769,17 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
 
 cdef void _ask_for(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns) noexcept nogil:
     """What the update of a tile is going to read and write."""
-    cdef int64_t at = (s.offset + first) * e.size
+    cdef int64_t at = (s.offset + first) * e.size, row
     cdef int j
     fmb_prefetch_tile(into.params + at, rows, columns * e.size, s.columns * e.size)
     for j in range(into.states):
         fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.columns * e.size)
     if into.weight != 0:
         fmb_prefetch_tile(into.average + at, rows, columns * e.size, s.columns * e.size)
+    if e.tiled and s.tiled != NULL:
+        row, first = first // s.columns, first % s.columns // e.k.mr
+        fmb_prefetch_tile(s.tiled + (first * s.rows + row) * e.k.mr * e.size, columns // e.k.mr + 1,
+                          rows * e.k.mr * e.size, s.rows * e.k.mr * e.size)
 
 
 cdef void _round_coefficients(Engine *e, Run *run, Worker *me, int64_t step) noexcept nogil:

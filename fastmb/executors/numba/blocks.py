@@ -24,7 +24,6 @@ from .records import GEMM, LOSS, OP, SOURCE
 
 KC = 512  # products of a chain before the next rows are looked at, where several blocks share weights
 SMALL_BLOCKS = 4  # blocks a thread up to which blocks of one vector of rows are thought of
-AHEAD = 32  # rows of weights that are asked for before the forward product comes to them
 
 
 @jit
@@ -128,7 +127,7 @@ def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, start, en
     if blocks == 1 and rows <= e.mr // 2:
         low = _forward_few(e, s, me, rows, x, out, start, end, low, high)
     g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
-    ahead = AHEAD if e.group > 1 or end - start == s.rows else 0  # relayed and near: the next are another thread's
+    ahead = s.ahead if e.group > 1 or end - start == s.rows else 0  # relayed and near: the next are another thread's
     g.ask_step = s.n_out * e.size if ahead > 0 else 0
     g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
     for k in range(start, end, depth):

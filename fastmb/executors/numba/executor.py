@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 GROUP = 4  # blocks that go through a stage together when the weights don't fit the second-level cache
 GROUP_BYTES = 1 << 19
+AHEAD = 16  # rows of weights that are asked for before the forward product comes to them, at most
 REGION_FLOPS = 400_000  # work for a thread that makes it worth entering a parallel region
 TRIAL = 0.002  # seconds that one thread, or all, are tried for
 PROVEN = 0.25  # seconds between two trials
@@ -131,6 +132,7 @@ class NumbaExecutor:
             s["ops"], s["n_ops"] = ops, len(kinds)
             s["derivative"] = NONE if not kinds else SIGN if kinds == ["relu"] and not last else FACTOR
             s["x_block"] = (stage.n_in + 1) * target.rb
+            s["ahead"] = min(AHEAD, _lines(stage.n_out * target.itemsize) // 4)
             s["panels"] = -(-stage.columns // target.rb)
             s["row_tiles"] = -(-stage.rows // target.mr)
             s["tiles"] = s["row_tiles"] * s["panels"]
@@ -574,6 +576,11 @@ class NumbaExecutor:
             here, n = stage.buffer_offset, stage.n_in
             variance = self.buffers[here + n : here + 2 * n].astype(np.float64)
             self._running_rstd[here : here + n] = 1 / np.sqrt(variance + stage.eps)
+
+
+def _lines(stride: int) -> int:
+    """Cache lines so many bytes apart that a first-level cache of 8 ways holds; see native_engine.pxi."""
+    return 8 * max(1, 4096 // max(64, stride & -stride))
 
 
 def _name(op: Op) -> str:

@@ -32,6 +32,7 @@ STAGE = _record(
     *("kind", "n_in", "n_out", "rows", "columns", "offset", "w"),  # w: [rows][columns], `offset` into the flat vector
     *("ops", "n_ops", "derivative"),
     *("x", "x_block"),  # its input, [block][n_in + 1][rb], and the elements of a block
+    "ahead",  # rows of weights that are asked for before the forward product comes to them
     *("dz", "panels", "panel_stride"),  # its output gradient, [panel][row][rb]; if not LINEAR [block][n_out][rb]
     *("backward", "forth", "back", "sums", "terms"),  # kernels; all but the first are of other layers, see `layers`
     "side",  # of the gradients that go back, the one in which its output's is
