@@ -47,7 +47,7 @@ def number_or_schedule(argument: str, value: object, interval: str) -> float | C
 def per_step(argument: str, value: float | Callable[[int], float], interval: str, start: int, n: int) -> np.ndarray:
     """The values of a number, a schedule or a function of the step at steps `start`, ..., float64 ``(n,)``, checked."""
     if not callable(value):
-        return np.array([value] * n, dtype=np.float64)
+        return np.array([value], np.float64) if n == 1 else np.full(n, value, np.float64)
     if n > 1 and (many := getattr(value, "rates", None)):  # a schedule: all steps at once
         values = many(start, n)
     else:

@@ -280,16 +280,32 @@ def _betas(betas: Any) -> tuple[Scheduled, Scheduled]:
 
 
 def at_step(function: Callable[..., tuple[np.ndarray, ...]], t: Any, *arguments: Any) -> tuple[Any, ...]:
-    """``function(t, *arguments)``, which is elementwise in the steps `t`; for one step, out of a block that is kept."""
-    return _block(function, arguments, t >> 10)[t & 1023] if isinstance(t, int) else function(t, *arguments)
+    """``function(t, *arguments)``, which is elementwise in `t`: one step, or steps one after the other. Where the
+    arguments are the same at all of these, few steps are taken out of blocks that are kept.
+    """
+    if isinstance(t, int):
+        return _listed(function, arguments, t >> 10)[t & 1023]
+    if not 0 < len(t) <= 1024 or any(isinstance(argument, np.ndarray) for argument in arguments):
+        return function(t, *arguments)
+    first, last = int(t[0]), int(t[-1])
+    blocks = [_block(function, arguments, block) for block in range(first >> 10, (last >> 10) + 1)]
+    whole = blocks[0] if len(blocks) == 1 else map(np.concatenate, zip(*blocks, strict=True))
+    first &= 1023
+    return tuple(values[first : first + len(t)] for values in whole)
 
 
 @lru_cache(maxsize=64)
-def _block(function: Callable[..., tuple[np.ndarray, ...]], arguments: Any, block: int) -> list[tuple[float, ...]]:
-    """A function of steps 1024 block .. 1024 block + 1023, ready for steps that come one at a time."""
+def _block(function: Callable[..., tuple[np.ndarray, ...]], arguments: Any, block: int) -> tuple[np.ndarray, ...]:
+    """A function of steps 1024 block .. 1024 block + 1023."""
     t = np.arange(block << 10, (block + 1) << 10)
     t[0] += t[0] == 0  # there is no step 0
-    return list(zip(*(values.tolist() for values in function(t, *arguments)), strict=True))
+    return function(t, *arguments)
+
+
+@lru_cache(maxsize=64)
+def _listed(function: Callable[..., tuple[np.ndarray, ...]], arguments: Any, block: int) -> list[tuple[float, ...]]:
+    """The same, ready for steps that come one at a time."""
+    return list(zip(*(values.tolist() for values in _block(function, arguments, block)), strict=True))
 
 
 def bias(t: np.ndarray, beta1: Any, beta2: Any) -> tuple[np.ndarray, np.ndarray]:
