@@ -27,7 +27,7 @@ if processor not in PROCESSORS:
 ISAS, BASE = PROCESSORS[processor]
 # Nothing is fused but what the kernels fuse themselves, and nothing is reordered: the arithmetic contract.
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-OTHERS = ["-O3", "-std=gnu11", "-fopenmp", "-fvisibility=hidden"]
+OTHERS = ["-O3", "-falign-functions=64", "-std=gnu11", "-fopenmp", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # kernels of one kind share a signature
 # Python's own flags ask for debug information, most of a wheel's size: it is for who asks, `CFLAGS=-g pip install .`
 DEBUG = ["-g"] if "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]

@@ -60,6 +60,8 @@ def test_one_row_of_coefficients_has_the_bits_that_it_has_among_others(optimizer
     assert rows.flags.c_contiguous
     assert rows.tobytes() == np.concatenate(single).tobytes()
     assert np.isfinite(rows).all()
+    many = optimizer.coefficients(t0, 1500, np.concatenate([lrs, np.full(1500 - n, 0.1)]))
+    assert rows.tobytes() == many[:n].tobytes()
 
 
 @each_variant
