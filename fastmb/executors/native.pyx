@@ -56,7 +56,7 @@ cdef int64_t TILED_BYTES = 1 << 22  # of a network, up to which large weights ar
 cdef int64_t TILED_STEPS = 4     # at least, for that to pay
 cdef int64_t TOGETHER = 3        # tiles of a gradient after which weights go to their tiles: mostly to whole ones
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache
-cdef int PACKED_GROUP = 8        # blocks that go through a stage together where some are packed
+cdef int PACKED_ROWS = 256       # that go through a stage together where some are packed
 cdef int64_t RELAYED_ROWS = 12   # threads' rows of a relayed stage begin at multiples: whole tiles, and groups of 4
 cdef int64_t PANELS = 8          # panels of columns that are packed at a time
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
@@ -146,7 +146,7 @@ cdef class NativeExecutor:
         self._read_plan(plan)
         self._read_groups(plan, training)
         weights = plan.size * self.e.size
-        self.e.largest_group = 1 if weights <= GROUP_BYTES else GROUP if not self.e.packs else PACKED_GROUP
+        self.e.largest_group = 1 if weights <= GROUP_BYTES else GROUP if not self.e.packs else PACKED_ROWS // self.e.rb
         # Where tiles are narrower than half a cache line: wider ones lose less than keeping the weights twice costs.
         self.e.tiles = training is not None and 2 * self.e.k.mr * self.e.size < 64 and weights <= TILED_BYTES
         self.update = FMB_GRADIENT
