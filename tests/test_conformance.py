@@ -325,14 +325,17 @@ def test_weights_that_leave_the_caches_change_no_bit(rows, any_thread_count):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("options", [{}, {"gradient_stats": True}, {"clip_per_example": 0.5}, {"max_grad_norm": 0.1}])
-def test_weights_that_are_kept_as_tiles_change_no_bit(options, isa, monkeypatch, any_thread_count):
+@pytest.mark.parametrize("norm", [None, mb.LayerNorm])
+def test_weights_that_are_kept_as_tiles_change_no_bit(norm, options, isa, monkeypatch, any_thread_count):
     """`fit` keeps large weights twice and `step` doesn't; the last mini-batch has one row."""
     monkeypatch.setenv("FASTMB_ISA", isa)
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((5 * 70 + 1, 541), np.float32), rng.integers(0, 3, 5 * 70 + 1)
     found = set()
     for how in (1, 2, 3, "step"):
-        net = mb.mlp([541, 397, 353, 3], seed=0)  # 0.9 and 0.6 MB
+        between = [mb.ReLU()] if norm is None else [norm(397), mb.Tanh(), mb.Residual(mb.Linear(397, 397), mb.GELU())]
+        last = [mb.Linear(397, 353), mb.Dropout(0.1), mb.Linear(353, 3)]
+        net = mb.Sequential(mb.Linear(541, 397), *between, *last, seed=0)  # 0.9 and 0.6 MB
         options = options | {"batch_size": 70, "shuffle": False, "n_threads": 2 if how == "step" else how}
         trainer = mb.Trainer(net, "cross_entropy", mb.Adam(), **options)
         if how == "step":

@@ -294,7 +294,7 @@ cdef class NativeExecutor:
         rows = max(rows, self.capacity)
         threads = max(threads, self.arena_threads)
         self.e.room = _blocks(&self.e, rows, threads)
-        self.e.group = max(self.e.group, _group(&self.e, self.e.room, threads, least))
+        self.e.group = _group(&self.e, self.e.room, threads, max(least, min(GROUP, self.e.group)))
         free(self.e.workers)
         self.e.workers = NULL
         self.e.workers = <Worker *> calloc(threads, sizeof(Worker) + 3 * self.e.n_stages * sizeof(void *))

@@ -299,7 +299,10 @@ def _block(function: Callable[..., tuple[np.ndarray, ...]], arguments: Any, bloc
     """A function of steps 1024 block .. 1024 block + 1023."""
     t = np.arange(block << 10, (block + 1) << 10)
     t[0] += t[0] == 0  # there is no step 0
-    return function(t, *arguments)
+    found = function(t, *arguments)
+    for values in found:
+        values.setflags(write=False)  # they are kept
+    return found
 
 
 @lru_cache(maxsize=64)
