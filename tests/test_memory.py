@@ -76,6 +76,17 @@ def test_buffers_take_little_more_than_activations(name, isa, monkeypatch):
     assert trainer._executor.arena_bytes - told.activations < 5 * MB
 
 
+def test_buffers_are_as_large_whether_evaluated_before_or_after():
+    X, y = np.ones((64, 1024), np.uint8), np.zeros((64, 600))
+    found = set()
+    for names in itertools.permutations(["step", "evaluate"]):
+        trainer = mb.Trainer(mb.mlp([1024, 1024, 600]), "mse", batch_size=64, n_threads=2)
+        for name in names:
+            getattr(trainer, name)(X, y)
+        found.add(trainer._executor.arena_bytes)
+    assert len(found) == 1
+
+
 def test_the_forecast_counts_every_part():
     plan = mb.mlp([16, 16, 16], bias=False, dtype="float64").plan
     assert memory.forecast(plan, 10, 2) == (4096, 8192, 10 * 64 * 8, 12288)
