@@ -65,7 +65,7 @@ class PerExample:
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
-            self._check_rows(len(batches.X), len(batches.X) or 1)
+            self._check_rows(len(batches.X), len(batches.X))
             gradient, sums = np.zeros_like(self.net.flat), np.zeros((1, 2))
             self._executor.gradients(batches, self.t, gradient, sums)
             return _mean(sums), views(gradient, self.net.plan)
@@ -102,7 +102,7 @@ class PerExample:
             if self._pending is not None and not self._pending.weight:
                 raise ValueError("gradients from backward() wait for apply(): call it before accumulate()")
             batches = self._mini_batch(X, y, sample_weight)
-            self._check_rows(len(batches.X), len(batches.X) or 1)
+            self._check_rows(len(batches.X), len(batches.X))
             before = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
             sums = np.zeros((1, 2))
             if not self._executor.accumulate(batches, self.t, before.rows, before.flat, sums):
@@ -162,7 +162,7 @@ class PerExample:
             if self._pending is not None and self._pending.weight:
                 raise ValueError("gradients from accumulate() wait for apply(): call it before backward()")
             batches = self._outside(X, output_gradients)
-            self._check_rows(len(batches.X), len(batches.X) or 1)
+            self._check_rows(len(batches.X), len(batches.X))
             before = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
             inputs = np.empty((len(batches.X), self.net.plan.n_features), self.net.dtype)
             executor = self._outside_executor()

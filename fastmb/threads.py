@@ -31,12 +31,11 @@ _looked: tuple[float, int] = (-math.inf, 1)  # when the machine was last looked 
 
 def resolve(asked: int | None, flops: float, flops_per_thread: float = FLOPS_PER_THREAD) -> int:
     """The threads for steps, or a call, of `flops` operations."""
+    wanted = max(1, int(flops / flops_per_thread)) if asked is None else asked
+    if wanted == 1:
+        return 1
     allowed, most = limit(), _at_most.get()
-    if most is not None:
-        allowed = min(allowed, most)
-    if asked is not None:
-        return min(asked, allowed)
-    return max(1, min(allowed, int(flops / flops_per_thread)))
+    return min(wanted, allowed if most is None else min(allowed, most))
 
 
 @contextmanager

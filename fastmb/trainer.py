@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .callbacks import Callback
 
 _FOREVER = 1e9  # seconds
-_UNSAVED = ("_lock", "_executor", "_weights", "_standing")
+_UNSAVED = ("_lock", "_executor", "_weights", "_ahead", "_standing")
 
 
 class Trainer(PerExample, Averaged):
@@ -205,6 +205,7 @@ class Trainer(PerExample, Averaged):
             self.optimizer.init_state(self.state[:own])
         self._lock = threading.RLock()
         self._weights: np.ndarray | None = None  # as trained, while the network has their average
+        self._ahead: tuple[Optimizer, int, np.ndarray, np.ndarray] | None = None
         self._standing: tuple[int, Any] | None = None
         self._executor = self._executor_for(self.loss)
 
@@ -325,7 +326,8 @@ class Trainer(PerExample, Averaged):
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
-            self._check_rows(len(batches.X), self.rules.part_rows or len(batches.X) or 1)
+            n = len(batches.X)
+            self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)
             self._check_own_weights()
             t, buffers = self.t, self.net.flat_buffers.copy()
             sums = np.zeros((1, 2))

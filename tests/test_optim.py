@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,3 +168,39 @@ def test_names_repr_equality_and_pickle():
 def test_misuse_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        mb.SGD(lr=0.1, momentum=0.9, dampening=0.5),
+        mb.Adam(groups={"*.bias": {"lr": 0.5}}),
+        mb.RAdam(),
+        mb.Adafactor(),
+        mb.Muon(),
+        mb.Muon(adamw_lr=mb.schedules.OneCycleLR(0.1, total_steps=2000)),
+        mb.Adam(mb.schedules.OneCycleLR(0.1, total_steps=2000)),
+    ],
+    ids=lambda optimizer: f"{type(optimizer).__name__}{'' if optimizer.constant else ', scheduled'}",
+)
+def test_a_step_takes_the_coefficients_of_its_own_update(optimizer):
+    """Those of constant hyper-parameters are made some updates at a time."""
+    trainer = mb.Trainer(mb.mlp([4, 3, 2]), optimizer=optimizer)
+    for chosen in (optimizer, replace(optimizer, groups={"0.weight": {"lr": 0.25}})):
+        trainer.optimizer = chosen
+        for trainer.t in (0, 1, 62, 63, 64, 65, 127, 128, 1000, 5):
+            rates = chosen.learning_rates(trainer.t, 1)
+            for found, expected in zip(
+                trainer._coefficients(1), (rates, chosen.coefficients(trainer.t, 1, rates)), strict=True
+            ):
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_a_function_of_the_step_is_called_at_its_step():
+    lr = {0: 0.1}
+    trainer = mb.Trainer(mb.mlp([4, 3, 2]), optimizer=mb.SGD(lr.__getitem__))
+    X, y = np.ones((2, 4), np.float32), np.array([0, 1])
+    for trained in range(1, 4):
+        trainer.step(X, y)
+        lr[trained] = 0.1
+    assert trainer.t == 3

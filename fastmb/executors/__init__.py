@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,7 +50,7 @@ class Rules:
     clip_value: float = math.inf
     divide: float = 0.0
 
-    @property
+    @cached_property
     def stored(self) -> bool:
         """Whether the gradient as a whole has to be there before the update."""
         limits = min(self.max_grad_norm, self.clip_value)

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -53,6 +53,7 @@ KINDS = {  # kind -> arrays of state, each as large as the parameters, in the or
     "lion": 1,  # m
 }
 COLUMNS = 8  # coefficients of a step
+_ZEROS = (0.0,) * COLUMNS
 FACTORS = {"lr": "[0, inf)", "weight_decay": "[0, inf)", "momentum": "[0, 1]"}  # what a group may multiply, by how much
 
 LearningRate = float | Callable[[int], float]
@@ -147,7 +148,7 @@ class Optimizer:
             )
         return tuple(found.items())
 
-    @property
+    @cached_property
     def n_groups(self) -> int:
         """Rows of coefficients a step: one for parameters that no pattern matches, and one for each pattern."""
         return 1 + len(self.groups)
@@ -175,7 +176,7 @@ class Optimizer:
 
     # ---- what varies ---------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def reacts(self) -> bool:
         """Whether the learning rate follows from a trainer's history: a `ReduceLROnPlateau`."""
         return hasattr(self.lr, "monitor")
@@ -185,6 +186,7 @@ class Optimizer:
         lr: Any = self.lr
         return per_step("lr", lr.lr if self.reacts else lr, self.intervals["lr"], t0, n)
 
+    @cached_property
     def schedules(self) -> dict[str, Callable[[int], float]]:
         """The hyper-parameters that are functions of the step, but for the learning rate."""
         found = {name: getattr(self, name) for name in ("momentum", "weight_decay") if callable(getattr(self, name, 0))}
@@ -193,9 +195,14 @@ class Optimizer:
                 found[f"betas[{i}]"] = beta
         return found
 
+    @cached_property
+    def constant(self) -> bool:
+        """Whether no hyper-parameter follows a schedule, or the history."""
+        return not (self.reacts or callable(self.lr) or self.schedules)
+
     def check_length(self, steps: int) -> None:
         """Raise a `ValueError` if a schedule ends before `steps` updates are made."""
-        for name, schedule in {"lr": self.lr, **self.schedules()}.items():
+        for name, schedule in {"lr": self.lr, **self.schedules}.items():
             check_end(name, schedule, steps)
 
     def coefficients(self, t0: int, n: int, lrs: np.ndarray) -> np.ndarray:
@@ -204,21 +211,16 @@ class Optimizer:
         Row j is for update number t0 + j + 1, and has c0 .. c7 of each group. One row costs Python arithmetic alone
         (unless a hyper-parameter has a schedule); it has the bits that it would have among others.
         """
+        if n == 1 and not self.schedules:
+            row: list[float] = []
+            for at in self._by_group(lrs.item(), self):
+                row += self._entries(t0 + 1, *at)
+                row += _ZEROS[: -len(row) % COLUMNS]
+            return np.array([row])
         rows = np.zeros((n, COLUMNS * self.n_groups))
-        schedules = self.schedules()
-        t: Any = t0 + 1
-        lr: Any = lrs
-        if n == 1 and not schedules:
-            lr = lrs.item()
-        else:
-            t = np.arange(t0 + 1, t0 + n + 1)
-        now = self._now(schedules, t0, n) if schedules else self
-        for i in range(self.n_groups):
-            entries = self._entries(t, *((lr, now) if i == 0 else self._scaled(lr, now, i - 1)))
-            if isinstance(t, int):
-                rows[0, COLUMNS * i : COLUMNS * i + len(entries)] = entries
-                continue
-            for column, entry in enumerate(entries, COLUMNS * i):
+        t = np.arange(t0 + 1, t0 + n + 1)
+        for i, at in enumerate(self._by_group(lrs, self._now(t0, n))):
+            for column, entry in enumerate(self._entries(t, *at), COLUMNS * i):
                 rows[:, column] = entry
         return rows
 
@@ -234,16 +236,22 @@ class Optimizer:
         """
         raise NotImplementedError
 
-    def _now(self, schedules: Mapping[str, Callable[[int], float]], t0: int, n: int) -> SimpleNamespace:
+    def _now(self, t0: int, n: int) -> Any:
         """The hyper-parameters at the `n` steps after `t0`: arrays where they have a schedule."""
+        if not self.schedules:
+            return self
         now = SimpleNamespace(**vars(self))
-        for name, schedule in schedules.items():
+        for name, schedule in self.schedules.items():
             if name.startswith("betas"):
                 values = per_step(name, schedule, "[0, 1)", t0, n)
                 now.betas = (values, now.betas[1]) if name == "betas[0]" else (now.betas[0], values)
             else:
                 setattr(now, name, per_step(name, schedule, self.intervals[name], t0, n))
         return now
+
+    def _by_group(self, lr: Any, now: Any) -> list[tuple[Any, Any]]:
+        """Learning rates and hyper-parameters of what no group has, and of each of `groups`."""
+        return [(lr, now)] + [self._scaled(lr, now, i) for i in range(len(self.groups))]
 
     def _scaled(self, lr: Any, now: Any, group: int) -> tuple[Any, Any]:
         """Learning rates and hyper-parameters of one of `groups`."""

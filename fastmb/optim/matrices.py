@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from math import sqrt
 from typing import Any, ClassVar
 
@@ -131,9 +132,13 @@ class Muon(Optimizer):
                 raise ValueError(f"adamw_names: {pattern!r} matches no parameter; there are {', '.join(names)}")
         return super().parameter_groups(names)
 
+    @cached_property
+    def constant(self) -> bool:
+        return super().constant and self._adamw.constant
+
     def check_length(self, steps: int) -> None:
         super().check_length(steps)
-        for name, schedule in {"lr": self.adamw_lr, **self._adamw.schedules()}.items():
+        for name, schedule in {"lr": self.adamw_lr, **self._adamw.schedules}.items():
             check_end(f"adamw_{name}", schedule, steps)
 
     def coefficients(self, t0: int, n: int, lrs: np.ndarray) -> np.ndarray:
