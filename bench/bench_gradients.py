@@ -102,4 +102,5 @@ def test_per_example_gradients(benchmark: Any, case: str, threads: int) -> None:
         dtype="float32",
         threads=threads,
         baseline="plain write",
+        asked=1 / 0.9,
     )

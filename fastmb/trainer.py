@@ -354,10 +354,9 @@ class Trainer(PerExample, Averaged):
             )
 
     def _checked(
-        self, X: Any, y: Any, sample_weight: Any, check_finite: bool, suffix: str = ""
+        self, X: Any, y: Any, sample_weight: Any, check_finite: bool, X_name: str = "X", y_name: str = "y"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         plan = self.net.plan
-        X_name, y_name = "X" + suffix, "y" + suffix
         X = check_X(X, plan.n_features, check_finite, X_name)
         squeeze = (y.ndim if type(y) is np.ndarray else np.ndim(y)) == 1
         y = check_y(y, X, self.loss.task, plan.n_outputs, check_finite, y_name, X_name)
@@ -480,7 +479,7 @@ class Trainer(PerExample, Averaged):
             callbacks = check_callbacks(callbacks)
         with self._lock:
             self._check_own_weights()
-            val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "_val")
+            val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "X_val", "y_val")
             metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
             goals = self._goals(stop_at, metrics)
             if self.optimizer.reacts and self.optimizer.lr.monitor not in metrics:  # type: ignore[union-attr]

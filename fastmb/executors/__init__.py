@@ -101,13 +101,13 @@ class Executor(Protocol):
     ) -> int:
         """Train on mini-batches `first`, `first` + 1, ... and return how many updates were made.
 
-        `t` updates were made before this call, ever; it seeds dropout. Row j of `coefficients`, (steps, C) float64,
-        is ``optimizer.coefficients(...)`` of mini-batch `first` + j: as many rows, so many mini-batches. Where an
-        average of the parameters is kept, there is one column more, its weight: after the update,
-        ``average += weight * (parameters - average)``. Row j of
-        `sums`, (steps, 2) float64, receives the mini-batch's weighted loss sum and the sum of its weights (their
-        quotient is its mean loss). Stops early, after an update, when `seconds` are over; and before an update, when
-        the mini-batch's loss is not finite: `sums` holds the loss, and the mini-batch isn't counted.
+        `t` updates were made before this call, ever; it seeds dropout. Row j of `coefficients`, (steps, C) float64, is
+        ``optimizer.coefficients(...)`` of mini-batch `first` + j: as many rows, so many mini-batches. Where an average
+        of the parameters is kept, there is one column more, its weight: after the update,
+        ``average += weight * (parameters - average)``. Row j of `sums`, (steps, 2) float64, receives the mini-batch's
+        weighted loss sum and the sum of its weights (their quotient is its mean loss). Both are contiguous. Stops
+        early, after an update, when `seconds` are over; and before an update, when the mini-batch's loss is not
+        finite: `sums` holds the loss, and the mini-batch isn't counted.
 
         Row j of `stats`, (steps, 5) float64, receives the sum and the maximum of the squared norms of the rows' own
         gradients, so scaled that their plain mean is the mini-batch's; the squared norm of that mean; the number of

@@ -346,14 +346,14 @@ cdef class NativeExecutor:
             self.ops[j].since = t
         return 0
 
-    cdef int _begin(self, Run *run, object batches, int64_t steps, uint64_t t, double[:, ::1] sums) except -1:
+    cdef int _begin(self, Run *run, object batches, int64_t steps, uint64_t t, cnp.ndarray sums) except -1:
         """A run over `steps` mini-batches, the first of them 0, with nothing made of the gradients yet."""
         memset(run, 0, sizeof(Run))
         self._batch(&run.batch, batches)
         run.steps = steps
         run.batch_size = min(<int64_t> batches.batch_size, run.batch.n)
         run.t = t
-        run.sums = &sums[0, 0]
+        run.sums = <double *> cnp.PyArray_DATA(sums)
         run.update = FMB_GRADIENT
         run.params = <char *> cnp.PyArray_DATA(self.params)
         run.rules = self.rules
@@ -368,10 +368,10 @@ cdef class NativeExecutor:
         run.far = run.batch_size >= self.e.k.lanes and (1 + n_states) * self.plan_size() * self.e.size > GROUP_BYTES
         return 0
 
-    cdef int _optimize(self, Run *run, const double[:, ::1] coefficients) except -1:
+    cdef int _optimize(self, Run *run, cnp.ndarray coefficients) except -1:
         """Gradients go into the optimiser's update, and the weights into their average, if there is one."""
         cdef object average = self.training.average
-        run.coefficients = &coefficients[0, 0]
+        run.coefficients = <const double *> cnp.PyArray_DATA(coefficients)
         run.columns = coefficients.shape[1]
         run.update = self.update
         if average is not None:
@@ -478,8 +478,8 @@ cdef class NativeExecutor:
                 total += (4.0 if i == 0 else 6.0) * self.e.stages[i].n_in * self.e.stages[i].n_out
         return total
 
-    def run(self, batches, int64_t first, uint64_t t, const double[:, ::1] coefficients, double[:, ::1] sums,
-            double seconds, double[:, ::1] stats=None, float[::1] norms=None):
+    def run(self, batches, int64_t first, uint64_t t, cnp.ndarray coefficients, cnp.ndarray sums, double seconds,
+            double[:, ::1] stats=None, float[::1] norms=None):
         cdef Run run
         self._begin(&run, batches, coefficients.shape[0], t, sums)
         run.first = first
@@ -497,7 +497,7 @@ cdef class NativeExecutor:
             run.norms = &norms[0]
         return self._train(&run, seconds)
 
-    def gradients(self, batches, uint64_t t, out, double[:, ::1] sums):
+    def gradients(self, batches, uint64_t t, out, cnp.ndarray sums):
         cdef Run run
         out[:] = 0
         self._begin(&run, batches, 1, t, sums)
@@ -506,7 +506,7 @@ cdef class NativeExecutor:
         self._state(&run, out.reshape(1, -1))
         return self._train(&run, 1e9) == 1
 
-    def accumulate(self, batches, uint64_t t, int64_t row, out, double[:, ::1] sums, inputs=None):
+    def accumulate(self, batches, uint64_t t, int64_t row, out, cnp.ndarray sums, inputs=None):
         cdef Run run
         self._begin(&run, batches, 1, t, sums)
         run.rules.part_rows = 0
@@ -522,7 +522,7 @@ cdef class NativeExecutor:
             run.inputs = <char *> cnp.PyArray_DATA(inputs)
         return self._train(&run, 1e9) == 1
 
-    def apply(self, gradient, double weight, uint64_t t, const double[:, ::1] coefficients):
+    def apply(self, gradient, double weight, uint64_t t, cnp.ndarray coefficients):
         cdef Run run
         cdef int threads
         memset(&run, 0, sizeof(Run))
@@ -546,7 +546,7 @@ cdef class NativeExecutor:
         if run.failed:
             raise OSError("the operating system gave no random numbers for the noise")
 
-    def per_example(self, batches, uint64_t t, double[:, ::1] sums, norms=None, gradients=None, inputs=None):
+    def per_example(self, batches, uint64_t t, cnp.ndarray sums, norms=None, gradients=None, inputs=None):
         cdef Run run
         cdef list whole = [] if gradients is None else gradients
         cdef char **places = <char **> calloc(len(whole) + 1, sizeof(char *))
