@@ -24,14 +24,17 @@ def moments(stats: np.ndarray, before: np.ndarray) -> np.ndarray:
     Mini-batches, rows, sum of norms, largest squared norm, sum of n; and of those with two rows or more: their number,
     the sums of |G|^2 and tr S, of their squares and of their product.
     """
-    stats = stats[stats[:, 3] > 0]
-    squares, most, n, rows, norms = stats.T
+    rows = stats[:, 3]
+    usual = rows.min(initial=2.0) > 1  # not by chance, not at an epoch's end, not broken off
+    counted, several = (stats, stats) if usual else (stats[rows > 0], stats[rows > 1])
     found = np.zeros(MOMENTS)
-    found[:5] = len(stats), rows.sum(), norms.sum(), most.max(initial=0.0), n.sum()
-    several = rows > 1
-    B, m, n = rows[several], squares[several] / rows[several], n[several]
-    a, b = (B * n - m) / (B - 1), B * (m - n) / (B - 1)
-    found[5:] = len(B), a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()
+    _, _, found[4], found[1], found[2] = counted.sum(axis=0)
+    found[0], found[3] = len(counted), counted[:, 1].max(initial=0.0)
+    squares, _, n, B, _ = several.T
+    m, (a, b, aa, bb, ab) = squares / B, (terms := np.empty((5, len(several))))
+    a[:], b[:] = (B * n - m) / (B - 1), B * (m - n) / (B - 1)
+    aa[:], bb[:], ab[:] = a * a, b * b, a * b
+    found[5], found[6:] = len(several), terms.sum(axis=1)
     total: np.ndarray = found + before
     total[3] = max(found[3], before[3])
     return total

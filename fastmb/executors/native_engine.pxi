@@ -168,7 +168,8 @@ cdef struct Engine:         # a plan made ready to run
     int64_t widest, total_tiles, total_chunks
     double *tile_squares    # of every tile's mean gradient, and of every chunk's
     double *chunk_squares
-    double *row_squares     # each row's squared norm, [block][rb]
+    double *row_squares     # each row's squared norm, and norm, [block][rb]
+    double *row_norms
     char *chains            # of the inputs' squares, on their way from thread to thread: [block][4][rb]
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
@@ -297,6 +298,8 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     e.row_loss = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
     e.row_squares = <double *> (base + at)
+    at += _line(panel_rows * sizeof(double))
+    e.row_norms = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
     e.chains = base + at
     at += _line(4 * panel_rows * e.size)

@@ -184,7 +184,7 @@ cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
             if run.stats != NULL:
                 square = e.row_squares[block * e.rb + r]
                 squares[i & 7] += square
-                norms[i & 7] += sqrt(square)
+                norms[i & 7] += e.row_norms[block * e.rb + r]
                 largest = max(largest, square)
             i += 1
     if mini.row == 0:
@@ -951,11 +951,14 @@ cdef int _norms(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
     cdef int shorter = 0
     cdef double scale = _scale(run, mini), norm
     cdef double *squares = e.row_squares + (first + b) * e.rb
+    cdef double *norms = e.row_norms + (first + b) * e.rb
     scale = 1.0 / scale if scale > 0 else 0.0
     for r in range(rows):
         squares[r] = _get(_squares(e, home, first, b), r, e.size) * scale * scale
+    for r in range(rows):   # as vectors
+        norms[r] = sqrt(squares[r])
     for r in range(rows if run.norms_out != NULL or run.norms != NULL or run.want & CLIP else 0):
-        norm = sqrt(squares[r])
+        norm = norms[r]
         place = mini.begin + row + r
         if run.norms_out != NULL:
             _put(run.norms_out, place, norm, e.size)
