@@ -6,8 +6,11 @@ gathers them, takes them forward through all stages, computes the loss, and take
 stage. In the weight sweep a thread takes tiles of the weight gradients, each a sum over all rows of the mini-batch in
 their order, and updates the weights under the tile while it is in the cache. One OpenMP region runs many steps.
 
-Who takes a piece changes no bit, so pieces are taken from counters: every thread has a range of its own, the same each
-step, which keeps its weights in its cache, and helps the others when that is done.
+A mini-batch of many rows goes through a small network in pieces, each through both sweeps, so that activations stay in
+the caches: a piece goes on from the sums over those before it, and the last one updates.
+
+Who takes a block or a tile changes no bit, so they are taken from counters: every thread has a range of its own, the
+same each step, which keeps its weights in its cache, and helps the others when that is done.
 
 Buffers live in one arena: the input of every stage, [block][feature][rb] with one more feature that is 1 and meets the
 bias; the output gradient of every stage as panels [panel][row][rb features]; and each thread's scratch.
@@ -62,6 +65,8 @@ cdef int64_t PANELS = 8          # panels of columns that are packed at a time
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
 cdef int64_t AHEAD = 16         # rows of weights that are asked for before the forward product comes to them, at most
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
+cdef int64_t PIECE_BYTES = 1 << 18     # of the arena that a thread's rows of a piece of a mini-batch take
+cdef int64_t PIECED_BYTES = 1 << 16    # of weight gradients at the most: their sums so far are kept for the next piece
 cdef int64_t CHUNK = 4096        # numbers of a stored gradient that are applied together
 cdef int64_t PART_ROWS = 256     # rows that go through the network together where their own gradients alone are wanted
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
@@ -242,6 +247,12 @@ cdef class NativeExecutor:
             s.first_chunk = self.e.total_chunks
             self.e.total_chunks += s.chunks
             self.e.widest = max(self.e.widest, s.n_out)
+        self.e.row_bytes = 0
+        if self.e.n_cuts == 0 and all(stage.kind == "linear" for stage in plan.stages):
+            if self.e.total_tiles * _tile_bytes(&self.e) <= PIECED_BYTES:
+                for i in range(self.e.n_stages):
+                    s = &self.e.stages[i]
+                    self.e.row_bytes += (s.n_in + 1 + s.panels * self.e.rb) * self.e.size
         for i in range(self.e.n_stages - 1, 0, -1):
             s = &self.e.stages[i]
             self.e.stages[i - 1].side = 1 - s.side if s.kind == LINEAR else s.side
@@ -284,13 +295,16 @@ cdef class NativeExecutor:
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
-    cdef int _reserve(self, int64_t rows, int threads) except -1:
-        """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference."""
+    cdef int _reserve(self, int64_t rows, int threads, int64_t losses=0) except -1:
+        """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference. Where these are pieces of
+        mini-batches, for `losses` rows in all."""
         cdef int64_t need
         cdef void *arena = NULL
         cdef int least = min(GROUP if rows == 0 else SMALL_GROUP, self.e.largest_group)
-        if self.arena != NULL and rows <= self.capacity and threads <= self.arena_threads and least <= self.e.group:
+        if (self.arena != NULL and rows <= self.capacity and threads <= self.arena_threads and least <= self.e.group
+                and losses <= self.e.losses):
             return 0
+        self.e.losses = max(self.e.losses, losses)
         rows = max(rows, self.capacity)
         threads = max(threads, self.arena_threads)
         self.e.room = _blocks(&self.e, rows, threads)
@@ -400,7 +414,11 @@ cdef class NativeExecutor:
             if self.varying:
                 self._vary(run.t, run.steps)
             threads = self._threads_for(flops, run.steps)
-            self._reserve(rows, threads)
+            run.piece = _piece(&self.e, run, threads)
+            if run.piece > 0:
+                self._reserve(run.piece, threads, rows)
+            else:
+                self._reserve(rows, threads)
             if threads > 1 and self.n_threads_asked is None and run.steps > 1 and flops < TRIAL_FLOPS:
                 self._try_out(run, threads, fmb_now() + seconds)
             else:

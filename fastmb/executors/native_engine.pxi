@@ -128,6 +128,7 @@ cdef struct Run:            # what one call works on
     int64_t check           # steps between two looks at the clock
     int64_t start, done     # updates made before this region, and by now
     int stop, bad
+    int64_t piece           # rows of a mini-batch that go through before the next; 0 for all
     int far                 # parameters and state don't stay near
     int ask                 # ahead of their tile: they are far, or another thread has read them since
 
@@ -173,6 +174,9 @@ cdef struct Engine:         # a plan made ready to run
     char *chains            # of the inputs' squares, on their way from thread to thread: [block][4][rb]
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
+    int64_t losses          # of a mini-batch that goes through in pieces, room for so many
+    int64_t row_bytes       # of the arena that a row takes; 0 where a mini-batch can't go through in pieces
+    char *pieces            # sums of weight gradients over the pieces so far, a tile each
     fmb_loss_spec loss
     fmb_barrier barrier
     uint64_t seed
@@ -259,6 +263,21 @@ cdef int _tiles_pay(Engine *e, Stage *s) noexcept nogil:
     return s.kind == LINEAR and s.panels > 1 and s.rows * s.n_out * e.size > GROUP_BYTES
 
 
+cdef inline int64_t _tile_bytes(Engine *e) noexcept nogil:
+    """Of a tile of a weight gradient, and what a row that is narrower than its tile writes too much."""
+    return _line((e.k.mr + 2) * e.rb * e.size)
+
+
+cdef int64_t _piece(Engine *e, Run *run, int threads) noexcept nogil:
+    """Rows of a mini-batch that go through the network, and into the weight gradients, before the next: as many as
+    leave what stays near to each thread, if there are more; 0 for all."""
+    cdef int64_t rows
+    if e.row_bytes == 0 or run.stored or run.applied or run.want or not run.sweep or run.rules.part_rows > 0:
+        return 0
+    rows = (PIECE_BYTES // e.row_bytes // (4 * e.rb) + 1) * 4 * e.rb * threads
+    return rows if 2 * rows <= run.batch_size else 0
+
+
 cdef inline int64_t _tiles_across(Engine *e, Stage *s) noexcept nogil:
     """Tiles across a stage's weights."""
     return (s.n_out + e.k.mr - 1) // e.k.mr
@@ -296,7 +315,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
             s.tiled = base + at
             at += _line(_tiles_across(e, s) * s.rows * e.k.mr * e.size)
     e.row_loss = <double *> (base + at)
-    at += _line(panel_rows * sizeof(double))
+    at += _line(max(panel_rows, e.losses + e.rb) * sizeof(double))
     e.row_squares = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
     e.row_norms = <double *> (base + at)
@@ -307,6 +326,9 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     at += _line(e.total_tiles * sizeof(double))
     e.chunk_squares = <double *> (base + at)
     at += _line(e.total_chunks * sizeof(double))
+    e.pieces = base + at
+    if e.losses > 0:
+        at += e.total_tiles * _tile_bytes(e)
     block = _line(e.rb * e.size)
     for w in range(threads):
         worker = &e.workers[w]
@@ -332,7 +354,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
         worker.stats = base + at
         at += 4 * block
         worker.tile = base + at
-        at += _line((e.k.mr + 2) * e.rb * e.size)
+        at += _tile_bytes(e)
         worker.packed = base + at
         if e.packs:
             at += _line(KC * PANELS * e.k.mr * e.size)

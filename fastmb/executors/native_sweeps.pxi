@@ -92,10 +92,12 @@ cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
     mini.rows = mini.batch_rows - mini.row
     if run.rules.part_rows > 0:
         mini.rows = min(mini.rows, run.rules.part_rows)
+    elif run.piece > 0:
+        mini.rows = min(mini.rows, run.piece)
     mini.last = mini.row + mini.rows == mini.batch_rows
-    mini.block_rows = _block_rows(e, mini.rows, threads, e.room)
+    mini.block_rows = e.rb if run.piece > 0 else _block_rows(e, mini.rows, threads, e.room)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
-    mini.relay = _relays(e, run, mini, threads)
+    mini.relay = run.piece == 0 and _relays(e, run, mini, threads)
 
 
 cdef int _relays(Engine *e, Run *run, Mini *mini, int threads) noexcept nogil:
@@ -173,13 +175,18 @@ cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
     cdef double squares[8]
     cdef double norms[8]
     cdef double largest = 0, scale, square
-    cdef int64_t block, r, i = 0
+    cdef int64_t block, r, i = 0, rows = mini.rows, blocks = mini.blocks
     cdef double *stats
+    if run.piece > 0:   # the losses of all pieces are there at the end
+        if not mini.last:
+            return
+        rows = mini.batch_rows
+        blocks = (rows + e.rb - 1) // e.rb
     memset(lanes, 0, sizeof(lanes))
     memset(squares, 0, sizeof(squares))
     memset(norms, 0, sizeof(norms))
-    for block in range(mini.blocks):
-        for r in range(min(mini.block_rows, mini.rows - i)):
+    for block in range(blocks):
+        for r in range(min(mini.block_rows, rows - i)):
             lanes[i & 7] += e.row_loss[block * e.rb + r]
             if run.stats != NULL:
                 square = e.row_squares[block * e.rb + r]
@@ -187,7 +194,7 @@ cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
                 norms[i & 7] += e.row_norms[block * e.rb + r]
                 largest = max(largest, square)
             i += 1
-    if mini.row == 0:
+    if mini.row == 0 or run.piece > 0:
         run.sums[2 * mini.step] = 0
     run.sums[2 * mini.step] += _tree(lanes)
     run.sums[2 * mini.step + 1] = mini.weight
@@ -579,7 +586,7 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
     cdef int64_t position = mini.begin + row
     cdef int r, rows = <int> min(mini.block_rows, mini.rows - row)
     cdef double value, scale = _scale(run, mini)
-    cdef double *row_loss = e.row_loss + block * e.rb
+    cdef double *row_loss = e.row_loss + (mini.row if run.piece > 0 else 0) + block * e.rb
     for r in range(e.rb):
         row_loss[r] = 1.0 if r < rows else 0.0
     if run.batch.sample_weight != NULL:
@@ -689,7 +696,9 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     gradient is, and the update of w."""
     cdef int i = 0, rows
     cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height, waiting
-    cdef int tiled
+    cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0, complete = mini.last or not piece
+    cdef int ask = run.ask and complete
+    cdef char *sums = me.tile
     cdef Into into
     cdef Stage *s
     cdef fmb_gemm g
@@ -724,7 +733,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         while tile < last:
             rows = <int> min(<int64_t> e.k.mr, bottom - m)
             if (mini.rows == 1 and not tiled and p == 0 and 1 < s.panels == width <= last - tile and s.kind == LINEAR
-                    and run.stats == NULL and not into.completes):
+                    and run.stats == NULL and not into.completes and not piece):
                 many = (last - tile) // width   # whole rows of tiles
                 _update_outer(e, s, &into, m, min(many * e.k.mr, bottom - m))
                 tile += many * width
@@ -732,26 +741,29 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                 continue
             columns = min(<int64_t> e.rb, s.columns - (panel + p) * e.rb)
             at = m * s.columns + (panel + p) * e.rb
-            if run.ask:
+            if piece:
+                sums = e.pieces + (s.first_tile + m // e.k.mr * s.panels + panel + p) * _tile_bytes(e)
+            if ask:
                 _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&me.source, run.batch.order, &me.expected, me.expected_lines)
             if mini.rows == 0:
-                memset(me.tile, 0, (e.k.mr + 2) * e.rb * e.size)
+                memset(sums, 0, _tile_bytes(e))
             elif s.kind == LINEAR:
-                e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, 0, s.x + m * e.rb * e.size,
-                         s.dz + (panel + p) * s.panel_stride * e.size, me.tile)
+                e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, load, s.x + m * e.rb * e.size,
+                         s.dz + (panel + p) * s.panel_stride * e.size, sums)
             else:
-                _layer_gradient(e, s, mini, (panel + p) * e.rb, columns, g.c_m, me.tile)
+                _layer_gradient(e, s, mini, (panel + p) * e.rb, columns, g.c_m, sums)
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
             if run.stats != NULL and not run.stored:
                 e.tile_squares[s.first_tile + m // e.k.mr * s.panels + panel + p] = e.k.tile_squares(
-                    me.tile, rows, columns, e.rb)
+                    sums, rows, columns, e.rb)
             if into.completes:
-                _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, me.tile)
-            _update(e, s, &into, at, rows, columns, me.tile, e.rb)
+                _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, sums)
+            if complete:
+                _update(e, s, &into, at, rows, columns, sums, e.rb)
             waiting += tiled
             if tiled and (waiting == TOGETHER or p + 1 == width or tile + 1 == last):
                 _tile(e, s, m, rows, (panel + p + 1 - waiting) * e.rb, min(s.n_out, (panel + p + 1) * e.rb))

@@ -1,0 +1,70 @@
+"""Mini-batches of many rows and small networks, which the native executor takes through in pieces: the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb import memory
+from fastmb.executors import native
+
+N = 9001
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((N, 7))
+Y = RNG.standard_normal((N, 3))
+W = RNG.random(N)
+
+
+def trainer(dtype: str = "float32", batch_size: int = N, **options) -> mb.Trainer:
+    net = mb.mlp([7, 33, 16, 3], activation="tanh", dropout=0.1, dtype=dtype, seed=3)
+    return mb.Trainer(net, "huber", mb.Adam(0.01), batch_size=batch_size, **options)
+
+
+def in_pieces(trained: mb.Trainer) -> bool:
+    """Whether it has less room than a whole mini-batch's inputs and gradients take."""
+    activations: int = memory.forecast(trained.net.plan, trained.batch_size, 2).activations
+    return trained._executor.arena_bytes < 0.7 * activations
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [N, 6001, 6160], ids=lambda n: f"{n} rows")  # of 6160, often 16 are left
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("isa", native.available_isas())
+def test_pieces_have_the_bits_of_the_whole(isa, dtype, batch_size, threads, monkeypatch):
+    """Statistics of gradients need the mini-batch as a whole; training is the same with them and without."""
+    monkeypatch.setenv("FASTMB_ISA", isa)
+    options = {"executor": "native", "n_threads": threads}
+    pieces, whole = (trainer(dtype, batch_size, gradient_stats=stats, **options) for stats in (False, True))
+    for weights in (None, W):
+        for one in pieces, whole:
+            one.fit(X, Y, max_epochs=2, sample_weight=weights, verbose=0)
+    np.testing.assert_array_equal(pieces.net.flat, whole.net.flat)
+    np.testing.assert_array_equal(pieces.state, whole.state)
+    np.testing.assert_array_equal(pieces.history["loss"], whole.history["loss"])
+    assert in_pieces(pieces)
+    assert not in_pieces(whole)
+
+
+def test_steps_gradients_and_small_mini_batches_after_large_ones():
+    one, other = trainer(n_threads=2), trainer(n_threads=2, executor="numpy", dtype="float64")
+    other.net.flat[:] = one.net.flat
+    for rows in (N, 5, N - 1, 1, 4097):
+        np.testing.assert_allclose(one.step(X[:rows], Y[:rows]), other.step(X[:rows], Y[:rows]), rtol=1e-5)
+        found, expected = one.gradients(X[:rows], Y[:rows])[1], other.gradients(X[:rows], Y[:rows])[1]
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(found[name], gradient, rtol=1e-3, atol=1e-4 * abs(gradient).max())
+
+
+def test_a_bad_row_in_a_later_piece_changes_nothing():
+    trained = trainer(n_threads=2)
+    trained.step(X, Y)
+    before = trained.net.flat.copy(), trained.state.copy()
+    bad = X.copy()
+    bad[-1, 0] = np.nan
+    with pytest.raises(FloatingPointError):
+        trained.step(bad, Y)
+    np.testing.assert_array_equal(trained.net.flat, before[0])
+    np.testing.assert_array_equal(trained.state, before[1])
+    trained.step(X, Y)
+    assert np.isfinite(trained.net.flat).all()
