@@ -295,16 +295,13 @@ cdef class NativeExecutor:
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 
-    cdef int _reserve(self, int64_t rows, int threads, int64_t losses=0) except -1:
-        """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference. Where these are pieces of
-        mini-batches, for `losses` rows in all."""
+    cdef int _reserve(self, int64_t rows, int threads) except -1:
+        """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference."""
         cdef int64_t need
         cdef void *arena = NULL
         cdef int least = min(GROUP if rows == 0 else SMALL_GROUP, self.e.largest_group)
-        if (self.arena != NULL and rows <= self.capacity and threads <= self.arena_threads and least <= self.e.group
-                and losses <= self.e.losses):
+        if self.arena != NULL and rows <= self.capacity and threads <= self.arena_threads and least <= self.e.group:
             return 0
-        self.e.losses = max(self.e.losses, losses)
         rows = max(rows, self.capacity)
         threads = max(threads, self.arena_threads)
         self.e.room = _blocks(&self.e, rows, threads)
@@ -415,10 +412,7 @@ cdef class NativeExecutor:
                 self._vary(run.t, run.steps)
             threads = self._threads_for(flops, run.steps)
             run.piece = _piece(&self.e, run, threads)
-            if run.piece > 0:
-                self._reserve(run.piece, threads, rows)
-            else:
-                self._reserve(rows, threads)
+            self._reserve(run.piece if run.piece > 0 else rows, threads)
             if threads > 1 and self.n_threads_asked is None and run.steps > 1 and flops < TRIAL_FLOPS:
                 self._try_out(run, threads, fmb_now() + seconds)
             else:

@@ -174,9 +174,9 @@ cdef struct Engine:         # a plan made ready to run
     char *chains            # of the inputs' squares, on their way from thread to thread: [block][4][rb]
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
-    int64_t losses          # of a mini-batch that goes through in pieces, room for so many
     int64_t row_bytes       # of the arena that a row takes; 0 where a mini-batch can't go through in pieces
     char *pieces            # sums of weight gradients over the pieces so far, a tile each
+    double lanes[8]         # and of the rows' losses
     fmb_loss_spec loss
     fmb_barrier barrier
     uint64_t seed
@@ -315,7 +315,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
             s.tiled = base + at
             at += _line(_tiles_across(e, s) * s.rows * e.k.mr * e.size)
     e.row_loss = <double *> (base + at)
-    at += _line(max(panel_rows, e.losses + e.rb) * sizeof(double))
+    at += _line(panel_rows * sizeof(double))
     e.row_squares = <double *> (base + at)
     at += _line(panel_rows * sizeof(double))
     e.row_norms = <double *> (base + at)
@@ -327,7 +327,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     e.chunk_squares = <double *> (base + at)
     at += _line(e.total_chunks * sizeof(double))
     e.pieces = base + at
-    if e.losses > 0:
+    if e.row_bytes > 0 and rows > 0:
         at += e.total_tiles * _tile_bytes(e)
     block = _line(e.rb * e.size)
     for w in range(threads):

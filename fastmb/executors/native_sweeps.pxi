@@ -95,7 +95,7 @@ cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
     elif run.piece > 0:
         mini.rows = min(mini.rows, run.piece)
     mini.last = mini.row + mini.rows == mini.batch_rows
-    mini.block_rows = e.rb if run.piece > 0 else _block_rows(e, mini.rows, threads, e.room)
+    mini.block_rows = _block_rows(e, mini.rows, threads, e.room)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
     mini.relay = run.piece == 0 and _relays(e, run, mini, threads)
 
@@ -171,23 +171,18 @@ cdef double _class_weight(Engine *e, Batch *batch, int64_t position) noexcept no
 
 cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
     """The part's loss sum, and the mini-batch's weight: eight lanes over the rows, then a tree."""
-    cdef double lanes[8]
     cdef double squares[8]
     cdef double norms[8]
     cdef double largest = 0, scale, square
-    cdef int64_t block, r, i = 0, rows = mini.rows, blocks = mini.blocks
+    cdef int64_t block, r, i = 0
     cdef double *stats
-    if run.piece > 0:   # the losses of all pieces are there at the end
-        if not mini.last:
-            return
-        rows = mini.batch_rows
-        blocks = (rows + e.rb - 1) // e.rb
-    memset(lanes, 0, sizeof(lanes))
+    if run.piece == 0 or mini.row == 0:     # else they go on from the piece before
+        memset(e.lanes, 0, sizeof(e.lanes))
     memset(squares, 0, sizeof(squares))
     memset(norms, 0, sizeof(norms))
-    for block in range(blocks):
-        for r in range(min(mini.block_rows, rows - i)):
-            lanes[i & 7] += e.row_loss[block * e.rb + r]
+    for block in range(mini.blocks):
+        for r in range(min(mini.block_rows, mini.rows - i)):
+            e.lanes[i & 7] += e.row_loss[block * e.rb + r]
             if run.stats != NULL:
                 square = e.row_squares[block * e.rb + r]
                 squares[i & 7] += square
@@ -196,7 +191,7 @@ cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
             i += 1
     if mini.row == 0 or run.piece > 0:
         run.sums[2 * mini.step] = 0
-    run.sums[2 * mini.step] += _tree(lanes)
+    run.sums[2 * mini.step] += _tree(e.lanes)
     run.sums[2 * mini.step + 1] = mini.weight
     if run.stats != NULL:   # of rows' gradients so scaled that their plain mean is the step's
         stats = run.stats + 5 * mini.step
@@ -586,7 +581,7 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
     cdef int64_t position = mini.begin + row
     cdef int r, rows = <int> min(mini.block_rows, mini.rows - row)
     cdef double value, scale = _scale(run, mini)
-    cdef double *row_loss = e.row_loss + (mini.row if run.piece > 0 else 0) + block * e.rb
+    cdef double *row_loss = e.row_loss + block * e.rb
     for r in range(e.rb):
         row_loss[r] = 1.0 if r < rows else 0.0
     if run.batch.sample_weight != NULL:
