@@ -65,7 +65,7 @@ cdef int64_t PANELS = 8          # panels of columns that are packed at a time
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
 cdef int64_t AHEAD = 16         # rows of weights that are asked for before the forward product comes to them, at most
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
-cdef int64_t PIECE_BYTES = 1 << 18     # of the arena that a thread's rows of a piece of a mini-batch take
+cdef int64_t PIECE_BYTES = 1 << 18     # of the arena that the rows of a piece of a mini-batch take
 cdef int64_t PIECED_BYTES = 1 << 16    # of weight gradients at the most: their sums so far are kept for the next piece
 cdef int64_t CHUNK = 4096        # numbers of a stored gradient that are applied together
 cdef int64_t PART_ROWS = 256     # rows that go through the network together where their own gradients alone are wanted
@@ -411,8 +411,7 @@ cdef class NativeExecutor:
             if self.varying:
                 self._vary(run.t, run.steps)
             threads = self._threads_for(flops, run.steps)
-            run.piece = _piece(&self.e, run, threads)
-            self._reserve(run.piece if run.piece > 0 else rows, threads)
+            self._reserve(_piece(&self.e, run, threads) or rows, threads)
             if threads > 1 and self.n_threads_asked is None and run.steps > 1 and flops < TRIAL_FLOPS:
                 self._try_out(run, threads, fmb_now() + seconds)
             else:
@@ -464,6 +463,7 @@ cdef class NativeExecutor:
         """Steps `run.done` .. of a run, until its deadline, on so many threads."""
         run.stop = 0
         run.start = run.done
+        run.piece = _piece(&self.e, run, threads)
         run.ask = run.far or (threads > 1 and run.batch_size >= self.e.k.lanes)
         self.e.tiled = (self.e.tiles and not run.stored and run.steps - run.done >= TILED_STEPS
                         and run.batch_size > self.e.rb)

@@ -270,11 +270,11 @@ cdef inline int64_t _tile_bytes(Engine *e) noexcept nogil:
 
 cdef int64_t _piece(Engine *e, Run *run, int threads) noexcept nogil:
     """Rows of a mini-batch that go through the network, and into the weight gradients, before the next: as many as
-    leave what stays near to each thread, if there are more; 0 for all."""
+    leave what stays near, if there are more; 0 for all. On several threads the barriers cost what it gains."""
     cdef int64_t rows
-    if e.row_bytes == 0 or run.stored or run.applied or run.want or not run.sweep or run.rules.part_rows > 0:
+    if threads > 1 or e.row_bytes == 0 or run.stored or run.applied or run.want or not run.sweep or run.rules.part_rows:
         return 0
-    rows = (PIECE_BYTES // e.row_bytes // (4 * e.rb) + 1) * 4 * e.rb * threads
+    rows = (PIECE_BYTES // e.row_bytes // (4 * e.rb) + 1) * 4 * e.rb
     return rows if 2 * rows <= run.batch_size else 0
 
 
