@@ -6,8 +6,8 @@ gathers them, takes them forward through all stages, computes the loss, and take
 stage. In the weight sweep a thread takes tiles of the weight gradients, each a sum over all rows of the mini-batch in
 their order, and updates the weights under the tile while it is in the cache. One OpenMP region runs many steps.
 
-One thread takes a mini-batch of many rows through a small network in pieces, each through both sweeps; activations stay in
-the caches: a piece goes on from the sums over those before it, and the last one updates.
+One thread takes a mini-batch of many rows through a small network in pieces, each through both sweeps, so that
+activations stay in the caches: a piece goes on from the sums over those before it, and the last one updates.
 
 Who takes a block or a tile changes no bit, so they are taken from counters: every thread has a range of its own, the
 same each step, which keeps its weights in its cache, and helps the others when that is done.
