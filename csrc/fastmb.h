@@ -44,6 +44,7 @@ typedef struct {
     int64_t blocks, k, k_last; /* products in a block, and in the last one */
     const char *ask;           /* what the next tile needs: a cache line is asked for with each k, */
     int64_t ask_step;          /* so many bytes after the one before */
+    void *squares;             /* if not NULL, receives T[4] that add up to the sum of C's squares; vectors 1 or 2 */
 } fmb_gemm;
 
 /* The loss of one block. Row r of the block has output z[c * rb + r], c < n. */
@@ -222,9 +223,9 @@ typedef struct {
     /* Of rows' own gradients: out T[rb] (or NULL), the sums of squares of a block [n][rb] over its features; `chains`
      * T[4][rb], unless NULL, are their four chains up to these features, and then up to what follows; */
     void (*row_squares)(const void *block, int64_t n, void *chains, void *out);
-    /* the sum of squares of n numbers, and, less exactly, of a tile of rows x n, a row every `stride`; */
+    /* the sum of n numbers, and of the squares of n numbers; */
+    double (*total)(const void *a, int64_t n);
     double (*squares)(const void *g, int64_t n);
-    double (*tile_squares)(const void *g, int64_t rows, int64_t n, int64_t stride);
     /* row r < rows of every panel (as `backward` lays them out) times f[r]; */
     void (*scale_rows)(void *panels, int64_t n_panels, int64_t panel_stride, int rows, const void *f);
     /* the gradient of a matrix by one row: out[i * n_out + o] = x[i * rb] * dz_o, o in panels. */

@@ -38,6 +38,7 @@ cdef extern from "fastmb.h" nogil:
     ctypedef struct fmb_gemm:
         int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ask_step
         const char *ask
+        void *squares
     ctypedef struct fmb_loss_spec:
         int kind
         int64_t n
@@ -97,8 +98,8 @@ cdef extern from "fastmb.h" nogil:
         void (*add)(int64_t n, const void *x, void *out) noexcept nogil
         void (*multiply)(int64_t n, const void *da, const void *d, int relu, void *dz) noexcept nogil
         void (*row_squares)(const void *block, int64_t n, void *chains, void *out) noexcept nogil
+        double (*total)(const void *a, int64_t n) noexcept nogil
         double (*squares)(const void *g, int64_t n) noexcept nogil
-        double (*tile_squares)(const void *g, int64_t rows, int64_t n, int64_t stride) noexcept nogil
         void (*scale_rows)(void *panels, int64_t n_panels, int64_t panel_stride, int rows,
                            const void *f) noexcept nogil
         void (*outer)(const void *x, int64_t n_in, const void *dz, int64_t n_out, int64_t panel_stride,

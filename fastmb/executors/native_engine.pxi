@@ -167,7 +167,7 @@ cdef struct Engine:         # a plan made ready to run
     int64_t room            # blocks of a mini-batch
     int groups              # of parameters, each with its coefficients
     int64_t widest, total_tiles, total_chunks
-    double *tile_squares    # of every tile's mean gradient, and of every chunk's
+    char *tile_squares      # of every tile's mean gradient, four parts each; and of every chunk's
     double *chunk_squares
     double *row_squares     # each row's squared norm, and norm, [block][rb]
     double *row_norms
@@ -322,8 +322,8 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     at += _line(panel_rows * sizeof(double))
     e.chains = base + at
     at += _line(4 * panel_rows * e.size)
-    e.tile_squares = <double *> (base + at)
-    at += _line(e.total_tiles * sizeof(double))
+    e.tile_squares = base + at
+    at += _line(4 * e.total_tiles * e.size)
     e.chunk_squares = <double *> (base + at)
     at += _line(e.total_chunks * sizeof(double))
     e.pieces = base + at

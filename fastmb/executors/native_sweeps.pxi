@@ -207,11 +207,13 @@ cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
 cdef void _mean_squares(Engine *e, Run *run, Mini *mini) noexcept nogil:
     """The squared norm of the mean gradient, in the tiles' or the chunks' order."""
     cdef double lanes[8]
-    cdef int64_t i
-    cdef double *parts = e.chunk_squares if run.stored else e.tile_squares
+    cdef int64_t c
+    if not run.stored:
+        run.stats[5 * mini.step + 2] = e.k.total(e.tile_squares, 4 * e.total_tiles)
+        return
     memset(lanes, 0, sizeof(lanes))
-    for i in range(e.total_chunks if run.stored else e.total_tiles):
-        lanes[i & 7] += parts[i]
+    for c in range(e.total_chunks):
+        lanes[c & 7] += e.chunk_squares[c]
     run.stats[5 * mini.step + 2] = _tree(lanes)
 
 
@@ -230,12 +232,21 @@ cdef void _row_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noex
 
 cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """The first stage's product, by a thread that has rows of its weights for itself: it gathers these features, of all
-    rows; and the sum over them, of a few outputs at a time, goes on from what the thread before has handed over."""
+    rows; and the sum over them, of a few outputs at a time, goes on from what the thread before has handed over. Before
+    that their squares, where they are wanted: the thread after adds its own while it waits for the first outputs."""
     cdef Worker *me = &e.workers[tid]
     cdef Stage *s = &e.stages[0]
-    cdef int64_t first, blocks, b, m, columns = _relayed_columns(e, mini), block = e.stages[1].x_block
+    cdef int64_t first, blocks, m, columns = _relayed_columns(e, mini), block = e.stages[1].x_block
     for first in range(mini.blocks):
         _rows_in(e, run, mini, me, first, 0)
+        if run.want & NORMS and tid == 0:
+            _add_squares(e, s, me, first, 1)
+    if run.want & NORMS:
+        if tid > 0:
+            fmb_wait(&e.barrier, tid, threads, &e.workers[tid - 1].handed, me.handed)
+            for first in range(mini.blocks):
+                _add_squares(e, s, me, first, 0)
+        fmb_advance(&me.handed)
     first = 0
     while first < mini.blocks:
         blocks = min(<int64_t> e.group, mini.blocks - first)
@@ -243,11 +254,6 @@ cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
         while m < s.n_out:
             if tid > 0:
                 fmb_wait(&e.barrier, tid, threads, &e.workers[tid - 1].handed, me.handed)
-            for b in range(blocks if m == 0 and run.want & NORMS else 0):
-                if tid == 0:
-                    memset(_chains(e, first + b), 0, 4 * e.rb * e.size)
-                e.k.row_squares(s.x + ((first + b) * s.x_block + me.first_row * e.rb) * e.size,
-                                me.last_row - me.first_row, _chains(e, first + b), NULL)
             _forward(e, s, mini, me, first, blocks, s.x + first * s.x_block * e.size, s.x_block,
                      e.stages[1].x + first * block * e.size, block, me.first_row, me.last_row, m,
                      min(m + columns, s.n_out))
@@ -255,6 +261,14 @@ cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
             m += columns
         first += blocks
     fmb_barrier_wait(&e.barrier, tid, threads)
+
+
+cdef void _add_squares(Engine *e, Stage *s, Worker *me, int64_t block, int begin) noexcept nogil:
+    """Those of the block's inputs, features that are the thread's own."""
+    if begin:
+        memset(_chains(e, block), 0, 4 * e.rb * e.size)
+    e.k.row_squares(s.x + (block * s.x_block + me.first_row * e.rb) * e.size, me.last_row - me.first_row,
+                    _chains(e, block), NULL)
 
 
 cdef void _phase(Engine *e, Run *run, Mini *mini, int phase, int tid, int threads) noexcept nogil:
@@ -480,7 +494,7 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
     tiled = e.tiled and s.tiled != NULL and low % e.k.mr == 0
     depth = s.rows if blocks == 1 or tiled else KC
     g.a_m, g.a_k, g.a_block = 1, e.k.mr if tiled else s.n_out, 0
-    g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
+    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = e.rb, 0, e.rb, 1, NULL
     while k < last:
         g.k = g.k_last = min(depth, last - k)
         m = low
@@ -520,7 +534,7 @@ cdef int64_t _forward_few(Engine *e, Stage *s, int rows, char *x, char *out, int
     cdef int64_t j
     cdef int r, vectors, width
     g.a_m, g.a_k, g.a_block = 1, e.rb, 0
-    g.b_k, g.b_block, g.blocks = s.n_out, 0, 1
+    g.b_k, g.b_block, g.blocks, g.squares = s.n_out, 0, 1, NULL
     g.ask, g.ask_step = x, 0
     g.k = g.k_last = last - k
     while high - o >= e.k.lanes:
@@ -549,7 +563,7 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
     cdef fmb_gemm g
     cdef int64_t k, m, b, depth = s.n_out if blocks == 1 else KC
     g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
-    g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
+    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = e.rb, 0, e.rb, 1, NULL
     k = 0
     while k < s.n_out:
         g.k = g.k_last = min(depth, s.n_out - k)
@@ -690,9 +704,9 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     """An owner's tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's
     gradient is, and the update of w."""
     cdef int i = 0, rows
-    cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height, waiting
+    cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height, waiting, place
     cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0, complete = mini.last or not piece
-    cdef int ask = run.ask and complete
+    cdef int ask = run.ask and complete, squares = run.stats != NULL and not run.stored
     cdef char *sums = me.tile
     cdef Into into
     cdef Stage *s
@@ -736,25 +750,28 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                 continue
             columns = min(<int64_t> e.rb, s.columns - (panel + p) * e.rb)
             at = m * s.columns + (panel + p) * e.rb
+            place = s.first_tile + m // e.k.mr * s.panels + panel + p
             if piece:
-                sums = e.pieces + (s.first_tile + m // e.k.mr * s.panels + panel + p) * _tile_bytes(e)
+                sums = e.pieces + place * _tile_bytes(e)
+            g.squares = e.tile_squares + 4 * place * e.size if squares else NULL
             if ask:
                 _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&me.source, run.batch.order, &me.expected, me.expected_lines)
             if mini.rows == 0:
                 memset(sums, 0, _tile_bytes(e))
+                if squares:
+                    memset(g.squares, 0, 4 * e.size)
             elif s.kind == LINEAR:
                 e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, load, s.x + m * e.rb * e.size,
                          s.dz + (panel + p) * s.panel_stride * e.size, sums)
             else:
                 _layer_gradient(e, s, mini, (panel + p) * e.rb, columns, g.c_m, sums)
+                if squares:
+                    _squares_of(e, sums, rows, columns, g.c_m, <char *> g.squares)
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
-            if run.stats != NULL and not run.stored:
-                e.tile_squares[s.first_tile + m // e.k.mr * s.panels + panel + p] = e.k.tile_squares(
-                    sums, rows, columns, e.rb)
             if into.completes:
                 _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, sums)
             if complete:
@@ -772,6 +789,17 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                     m = top
                     panel += width
                     width = min(across, s.panels - panel)
+
+
+cdef void _squares_of(Engine *e, const char *sums, int64_t rows, int64_t columns, int64_t stride,
+                      char *four) noexcept nogil:
+    """As the tile product leaves them: four numbers that add up to the sum of the squares."""
+    cdef double total = 0
+    cdef int64_t row
+    for row in range(rows):
+        total += e.k.squares(sums + row * stride * e.size, columns)
+    memset(four, 0, 4 * e.size)
+    _put(four, 0, total, e.size)
 
 
 cdef void _ask_for(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns) noexcept nogil:

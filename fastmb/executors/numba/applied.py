@@ -152,10 +152,12 @@ def _update_group(e, run, me, s, into, group, first, rows, columns, g, g_stride)
 @jit
 def mean_squares(e, run, mini):
     """The squared norm of the mean gradient, in the tiles' or the chunks' order."""
-    parts, n = (e.chunk_squares, e.total_chunks) if run.stored else (e.tile_squares, e.total_tiles)
     lanes = clear_lanes(mini, 0)
-    for i in range(n):
-        add_to_lane(lanes, i, load_f8(parts + 8 * i))
+    if not run.stored:
+        call(e.k_total, (e.tile_squares, 4 * e.total_tiles, lanes))
+        return load_f8(lanes)
+    for c in range(e.total_chunks):
+        add_to_lane(lanes, c, load_f8(e.chunk_squares + 8 * c))
     return tree(lanes)
 
 

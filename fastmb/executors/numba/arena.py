@@ -73,7 +73,8 @@ class Arena:
             s["stats"] = self._numbers({BATCH_NORM: by_feature, LAYER_NORM: blocks * 2 * rb}.get(int(s["kind"]), 0))
         e["row_loss"], e["row_squares"] = self._take(blocks * rb * 8), self._take(blocks * rb * 8)
         e["chains"] = self._numbers(blocks * 4 * rb)
-        e["tile_squares"], e["chunk_squares"] = (self._take(int(e[n]) * 8) for n in ("total_tiles", "total_chunks"))
+        e["tile_squares"] = self._numbers(4 * e["total_tiles"])
+        e["chunk_squares"] = self._take(int(e["total_chunks"]) * 8)
         self._bytes = np.zeros(self._threads * WORKER.itemsize + LINE, np.uint8)
         start = -self._bytes.ctypes.data % LINE
         workers = self._bytes[start : start + self._threads * WORKER.itemsize].view(WORKER)

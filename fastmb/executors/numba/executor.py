@@ -350,7 +350,7 @@ class NumbaExecutor:
             if stats is not None:
                 want |= NORMS
                 run["stats"] = stats.ctypes.data
-                self._engine["k_tile_squares"] = self._kernel("tile_squares")
+                self._engine["k_total"] = self._kernel("total")
                 self._engine["k_squares"] = self._kernel("squares")
             if norms is not None:
                 want |= NORMS

@@ -63,3 +63,25 @@ def _tile(rows: int, vectors: int, e: Emitter, *arguments: Value) -> None:
     for m in range(rows):
         for v in range(vectors):
             e.store(acc[m][v].get(), c, c_m * m + v * e.lanes)
+    if vectors <= 2:
+        wanted = e.field(GEMM, g, "squares")
+        with e.when(wanted > 0):
+            _squares([[x.get() for x in row] for row in acc], e, wanted)
+
+
+def _squares(tile: list[list[Value]], e: Emitter, out: Value) -> None:
+    """Four numbers that add up to the sum of the squares; rows take turns with two pairs of chains."""
+    chains = [[e.zeros(e.lanes) for _ in range(2)] for _ in range(2)]
+    for m, row in enumerate(tile):
+        for v, x in enumerate(row):
+            chains[m & 1][v] = e.fma(x, x, chains[m & 1][v])
+    low, high = (chains[0][v] + chains[1][v] for v in range(2))
+    if e.lanes == 2:
+        e.store(low, out)
+        e.store(high, out, 2)
+        return
+    four, count = low + high, e.lanes // 2
+    while count >= 4:
+        four = e.shuffle(four, four, range(count)) + e.shuffle(four, four, range(count, 2 * count))
+        count //= 2
+    e.store(four, out)

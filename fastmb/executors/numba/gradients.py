@@ -6,7 +6,7 @@ The arithmetic of csrc/gradients.inc.
 from __future__ import annotations
 
 from .dropout import philox
-from .emit import Emitter, Value, Variable
+from .emit import Emitter, Value
 from .mathematics import log
 
 _NOISE = 255  # the purpose of these random numbers
@@ -61,58 +61,42 @@ def row_squares(e: Emitter, *arguments: Value) -> None:
         e.store((sums[0] + sums[2]) + (sums[1] + sums[3]), out)
 
 
+def total(e: Emitter, *arguments: Value) -> None:
+    """The sum of n numbers, as a double: sixteen chains, then a tree."""
+    a, n, out = arguments
+    sums, whole = e.variable(e.doubles(0.0, 16)), n - n % 16
+    with e.loop(0, whole, 16) as j:
+        sums.set(sums.get() + e.widen(e.load(a, j, 16)))
+    _tree(e, sums.get(), a, whole, n, out, squared=False)
+
+
 def squares(e: Emitter, *arguments: Value) -> None:
-    """The sum of squares of n numbers, as a double: four times sixteen chains, then a tree."""
+    """The sum of squares of n numbers, as a double: four times as many chains."""
     g, n, out = arguments
     sums = [e.variable(e.doubles(0.0, 16)) for _ in range(4)]
     whole = n - n % 64
     with e.loop(0, whole, 64) as j:
-        for i, total in enumerate(sums):
+        for i, part in enumerate(sums):
             x = e.widen(e.load(g, j + 16 * i, 16))
-            total.set(total.get() + x * x)
+            part.set(part.get() + x * x)
+    a, b, c, d = (part.get() for part in sums)
+    _tree(e, (a + c) + (b + d), g, whole, n, out, squared=True)
+
+
+def _tree(
+    e: Emitter, chains: Value, numbers: Value, whole: Value, n: Value, out: Value, *, squared: bool
+) -> None:
+    """The sixteen chains go on with numbers `whole` .. n - 1, or their squares, and are added up."""
     chain = e.scratch(16 * 8 // e.target.itemsize)
-    a, b, c, d = (total.get() for total in sums)
-    e.store_doubles((a + c) + (b + d), chain)
+    e.store_doubles(chains, chain)
     with e.loop(whole, n) as j:
         place = chain + ((j - whole) & 15) * 8
-        y = e.widen(e.load(g, j))
-        e.store_doubles(e.load_as("f8", place) + y * y, place)
+        y = e.widen(e.load(numbers, j))
+        e.store_doubles(e.load_as("f8", place) + (y * y if squared else y), place)
     tree = e.load_as("f8", chain, 16)
     for step in (8, 4, 2):
         tree = e.shuffle(tree, tree, range(step)) + e.shuffle(tree, tree, range(step, 2 * step))
     e.store_doubles(e.lane(tree, 0) + e.lane(tree, 1), out)
-
-
-def tile_squares(e: Emitter, *arguments: Value) -> None:
-    """The sum of squares of a tile, rows x n, a row every `stride`: in T and vectors, for what is only looked at."""
-    g, rows, n, stride, out = arguments
-    (a, b, a_before, b_before), rest = (e.variable(e.zeros(e.lanes)) for _ in range(4)), e.variable(e.doubles(0.0, 1))
-
-    def add(j: Value, total: Variable) -> None:
-        x = e.load(g, j, e.lanes)
-        total.set(e.fma(x, x, total.get()))
-
-    with e.loop(0, rows) as row:
-        at, whole = row * stride, n - n % e.rb
-        with e.loop(0, whole, e.rb) as j:
-            add(at + j, a)
-            add(at + j + e.lanes, b)
-        half = n - n % e.lanes
-        with e.when(half > whole):
-            add(at + whole, a)
-        with e.loop(half, n) as j:
-            y = e.widen(e.load(g, at + j))
-            rest.set(rest.get() + y * y)
-        for now, before in ((a, a_before), (b, b_before)):  # rows take turns
-            swap = now.get()
-            now.set(before.get())
-            before.set(swap)
-    tree = (a.get() + a_before.get()) + (b.get() + b_before.get())
-    count = e.lanes // 2
-    while count > 1:
-        tree = e.shuffle(tree, tree, range(count)) + e.shuffle(tree, tree, range(count, 2 * count))
-        count //= 2
-    e.store_doubles(rest.get() + e.widen(e.lane(tree, 0) + e.lane(tree, 1)), out)
 
 
 def scale_rows(e: Emitter, *arguments: Value) -> None:

@@ -79,7 +79,7 @@ LOSS = _record("n", "f8 smoothing", "f8 delta", "weight", "function")
 INTO = _record("update", "state0", "state1", "state2", "f8 weight", "completes", "before", "f8 factor")
 
 #: A product of tiles, see `gemm`.
-GEMM = _record("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", "k_last", "ask", "ask_step")
+GEMM = _record("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", "k_last", "ask", "ask_step", "squares")
 
 #: The rows of a mini-batch in blocks: where the next block of x, of dz and of rows' statistics is, in elements; rows of
 #: a block, and of all blocks together.
@@ -95,7 +95,7 @@ ENGINE = _record(
     *(
         "k_row_squares",
         "k_squares",
-        "k_tile_squares",
+        "k_total",
         "k_average",
         "groups",
         "k_scale_rows",

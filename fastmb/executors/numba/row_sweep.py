@@ -53,12 +53,22 @@ def _relayed_columns(e, mini):
 @jit
 def _relay(e, run, mini, me, tid, threads):
     """The first stage's product, by a thread that has rows of its weights for itself: it gathers these features, of all
-    rows; and the sum over them, of a few outputs at a time, goes on from what the thread before has handed over.
+    rows; and the sum over them, of a few outputs at a time, goes on from what the thread before has handed over. Before
+    that their squares, where they are wanted: the thread after adds its own while it waits for the first outputs.
     """
     s, following = at(STAGE, e.stages), item(STAGE, e.stages, 1)
     columns = _relayed_columns(e, mini)
     for block in range(mini.blocks):
         _rows_in(e, run, mini, me, me, block, 0)
+        if run.want & NORMS and tid == 0:
+            _add_squares(e, s, me, block, True)
+    if run.want & NORMS:
+        handed = load_i8(me.handed)
+        if tid > 0:
+            wait_past(e.barrier, tid, threads, item(WORKER, e.workers, tid - 1).handed, handed)
+            for block in range(mini.blocks):
+                _add_squares(e, s, me, block, False)
+        atomic_store(me.handed, handed + 1)
     for first in range(0, mini.blocks, e.group):
         blocks = min(e.group, mini.blocks - first)
         x, out = s.x + first * s.x_block * e.size, following.x + first * following.x_block * e.size
@@ -66,8 +76,6 @@ def _relay(e, run, mini, me, tid, threads):
             handed = load_i8(me.handed)
             if tid > 0:
                 wait_past(e.barrier, tid, threads, item(WORKER, e.workers, tid - 1).handed, handed)
-            if m == 0 and run.want & NORMS:
-                _add_squares(e, s, me, first, blocks, tid == 0)
             end = min(m + columns, s.n_out)
             forward(
                 *(e, s, mini, me, first, blocks, x, s.x_block, out, following.x_block),
@@ -78,14 +86,13 @@ def _relay(e, run, mini, me, tid, threads):
 
 
 @jit
-def _add_squares(e, s, me, first, blocks, begin):
-    """Those of the inputs, features that are the thread's own."""
-    for block in range(first, first + blocks):
-        place = chains(e, block)
-        for i in range(4 * e.rb if begin else 0):
-            put(place, i, 0.0, e.size)
-        x = s.x + (block * s.x_block + me.first_row * e.rb) * e.size
-        call(e.k_row_squares, (x, me.last_row - me.first_row, place, 0))
+def _add_squares(e, s, me, block, begin):
+    """Those of the block's inputs, features that are the thread's own."""
+    place = chains(e, block)
+    for i in range(4 * e.rb if begin else 0):
+        put(place, i, 0.0, e.size)
+    x = s.x + (block * s.x_block + me.first_row * e.rb) * e.size
+    call(e.k_row_squares, (x, me.last_row - me.first_row, place, 0))
 
 
 @jit
@@ -258,7 +265,7 @@ def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):
     g = at(GEMM, me.gemm)
     depth = s.n_out if blocks == 1 else KC
     g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
-    g.b_k, g.b_block, g.c_m, g.blocks = e.rb, 0, e.rb, 1
+    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = e.rb, 0, e.rb, 1, 0
     for k in range(0, s.n_out, depth):
         g.k = g.k_last = min(depth, s.n_out - k)
         g.ask_step = e.mr * e.rb * e.size // g.k + 1  # the next tile's sums, as long as this one's product takes

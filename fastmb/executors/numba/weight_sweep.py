@@ -11,6 +11,7 @@ from .machine import (
     call,
     item,
     jit,
+    load_f8,
     load_i8,
     prefetch_rows,
     prefetch_write,
@@ -107,6 +108,18 @@ def _ask_for_rows(run, me):
 
 
 @jit
+def _squares_of(e, sums, rows, columns, stride, four):
+    """As the tile product leaves them: four numbers that add up to the sum of the squares."""
+    total = 0.0
+    for row in range(rows):
+        call(e.k_squares, (sums + row * stride * e.size, columns, four))
+        total += load_f8(four)
+    put(four, 0, total, e.size)
+    for i in range(1, 4):
+        put(four, i, 0.0, e.size)
+
+
+@jit
 def _ask_for_tile(where, rows, size, stride):
     """Asks for `rows` rows of `size` bytes that will be written, `stride` bytes apart."""
     for r in range(rows):
@@ -121,6 +134,7 @@ def _tiles(e, run, mini, me, owner, tile, end):
     """
     g = at(GEMM, me.gemm)
     into = destination(run, mini, me)
+    wanted = run.stats != 0 and not run.stored
     i = 0
     while tile < end:
         s = item(STAGE, e.stages, i)
@@ -160,20 +174,23 @@ def _tiles(e, run, mini, me, owner, tile, end):
                     _ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
+            squares = e.tile_squares + 4 * (s.first_tile + m // e.mr * s.panels + panel) * e.size
+            g.squares = squares if wanted else 0
             if mini.rows > 0 and s.kind != LINEAR:
                 layer_gradient(e, s, mini, me, panel * e.rb, columns, g.c_m, me.tile)
+                if wanted:
+                    _squares_of(e, me.tile, rows, columns, g.c_m, squares)
             elif mini.rows > 0:
                 x, dz = s.x + m * e.rb * e.size, s.dz + panel * s.panel_stride * e.size
                 call(e.gemm, (me.gemm, rows, 2 if columns > e.lanes else 1, 0, x, dz, me.tile))
             else:
                 for j in range((e.mr + 2) * e.rb):
                     put(me.tile, j, 0.0, e.size)
+                for j in range(4 if wanted else 0):
+                    put(squares, j, 0.0, e.size)
             if s.panels == 1:  # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
-            if run.stats and not run.stored:
-                place = s.first_tile + m // e.mr * s.panels + panel
-                call(e.k_tile_squares, (me.tile, rows, columns, e.rb, e.tile_squares + 8 * place))
             if into.completes:
                 complete(e, run, me, into, (s.offset + start) * e.size, rows, columns, s.columns, me.tile)
             update(e, run, me, s, into, start, rows, columns, me.tile, e.rb)
