@@ -1,4 +1,6 @@
-"""Mini-batches of many rows and small networks, which one thread takes through in pieces: the same bits."""
+"""What goes through the network together changes no bit: mini-batches of many rows and small networks, which one thread
+takes in pieces; parts of a mini-batch, several of which go at once where they need little memory.
+"""
 
 from __future__ import annotations
 
@@ -68,3 +70,38 @@ def test_a_bad_row_in_a_later_piece_changes_nothing():
     np.testing.assert_array_equal(trained.state, before[1])
     trained.step(X, Y)
     assert np.isfinite(trained.net.flat).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_per_example": 0.5}, {"max_grad_norm": 0.05}, {"clip_value": 0.01}], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("part", "k"), [(32, 4), (64, 3), (96, 7), (640, 14), (33, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("isa", native.available_isas())
+def test_parts_that_go_together_have_the_bits_of_parts_that_are_accumulated(
+    isa, dtype, part, k, threads, options, monkeypatch
+):
+    """Mini-batches of 128 to 8960 rows, the last one smaller; some 2500 rows are what goes together of this network."""
+    monkeypatch.setenv("FASTMB_ISA", isa)
+    options = {"executor": "native", "n_threads": threads, **options}
+    together = trainer(dtype, part, accumulate_steps=k, shuffle=False, **options)
+    apart = trainer(dtype, part, **options)
+    together.fit(X, Y, max_epochs=1, verbose=0)
+    losses = []
+    for begin in range(0, N, part * k):
+        for first in range(begin, min(begin + part * k, N), part):
+            rows = slice(first, min(first + part, N))
+            losses.append(apart.accumulate(X[rows], Y[rows]))
+        apart.apply()
+    np.testing.assert_array_equal(together.net.flat, apart.net.flat)
+    np.testing.assert_array_equal(together.state, apart.state)
+    np.testing.assert_allclose(together.history["loss"], np.average(losses, weights=[part] * (N // part) + [N % part]))
+
+
+def test_parts_of_a_large_network_go_one_at_a_time():
+    """Accumulated mini-batches take the memory of one."""
+    net = mb.mlp([784, 512, 512, 10], seed=0)
+    trained = mb.Trainer(net, "cross_entropy", mb.SGD(0.01), batch_size=256, accumulate_steps=16, n_threads=2)
+    inputs, labels = RNG.standard_normal((4096, 784)).astype(np.float32), RNG.integers(0, 10, 4096)
+    trained.fit(inputs, labels, max_epochs=1, verbose=0)
+    activations: int = memory.forecast(net.plan, 256, 1).activations
+    assert trained._executor.arena_bytes < activations + 2**22

@@ -66,6 +66,7 @@ cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vect
 cdef int64_t AHEAD = 16         # rows of weights that are asked for before the forward product comes to them, at most
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
 cdef int64_t PIECE_BYTES = 1 << 18     # of the arena that the rows of a piece of a mini-batch take
+cdef int64_t TOGETHER_BYTES = 1 << 21  # of the arena that parts of a mini-batch take together, at the most
 cdef int64_t PIECED_BYTES = 1 << 16    # of weight gradients at the most: their sums so far are kept for the next piece
 cdef int64_t CHUNK = 4096        # numbers of a stored gradient that are applied together
 cdef int64_t PART_ROWS = 256     # rows that go through the network together where their own gradients alone are wanted
@@ -249,10 +250,10 @@ cdef class NativeExecutor:
             self.e.widest = max(self.e.widest, s.n_out)
         self.e.row_bytes = 0
         if self.e.n_cuts == 0 and all(stage.kind == "linear" for stage in plan.stages):
-            if self.e.total_tiles * _tile_bytes(&self.e) <= PIECED_BYTES:
-                for i in range(self.e.n_stages):
-                    s = &self.e.stages[i]
-                    self.e.row_bytes += (s.n_in + 1 + s.panels * self.e.rb) * self.e.size
+            for i in range(self.e.n_stages):
+                s = &self.e.stages[i]
+                self.e.row_bytes += (s.n_in + 1 + s.panels * self.e.rb) * self.e.size
+        self.e.pieced = self.e.row_bytes > 0 and self.e.total_tiles * _tile_bytes(&self.e) <= PIECED_BYTES
         for i in range(self.e.n_stages - 1, 0, -1):
             s = &self.e.stages[i]
             self.e.stages[i - 1].side = 1 - s.side if s.kind == LINEAR else s.side
@@ -404,8 +405,9 @@ cdef class NativeExecutor:
         cdef double flops = self._flops() * rows
         if run.batch.offsets != NULL:
             rows = _longest(run)
-        if run.rules.part_rows > 0:
-            rows = min(rows, run.rules.part_rows)
+        run.together = _together(&self.e, run)
+        if run.together > 0:
+            rows = min(rows, run.together)
         run.check = 1 + <int64_t> (1e6 / (flops + 1e4))
         with self.lock:
             if self.varying:

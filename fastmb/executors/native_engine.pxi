@@ -92,7 +92,7 @@ cdef enum Want:             # what a row sweep is to do besides the step's own w
     INPUTS = 8      # the gradient with respect to the input
 
 cdef struct Rules:          # what a gradient goes through on its way to the update
-    int64_t part_rows       # rows of a mini-batch that go through the network together; 0: all
+    int64_t part_rows       # rows of a part of a mini-batch; 0: all
     double clip             # longest gradient of one row
     double noise            # deviation of the noise on the sum over the rows
     int secure              # the noise comes from the operating system's generator
@@ -129,6 +129,7 @@ cdef struct Run:            # what one call works on
     int64_t start, done     # updates made before this region, and by now
     int stop, bad
     int64_t piece           # rows of a mini-batch that go through before the next; 0 for all
+    int64_t together        # rows of as many parts as go through before the next
     int far                 # parameters and state don't stay near
     int ask                 # ahead of their tile: they are far, or another thread has read them since
 
@@ -144,11 +145,12 @@ cdef struct Into:           # where gradients go
     char *before            # whole times `factor` is the mean
     double factor
 
-cdef struct Mini:           # one mini-batch, or a part of one, worked out by every thread for itself
+cdef struct Mini:           # one mini-batch, or what goes through of it, worked out by every thread for itself
     int64_t step, begin, rows, block_rows, blocks
-    int64_t row, batch_rows     # rows of the mini-batch before this part, and in all
+    int64_t part            # rows of a part, if there are several: their gradients are added one after the other
+    int64_t row, batch_rows     # rows of the mini-batch before these, and in all
     int relay               # the first stage's product goes from thread to thread: each has rows of weights of its own
-    int last                # the part that completes it
+    int last                # these complete it
     double weight           # the sum that its mean is taken over
 
 cdef struct Engine:         # a plan made ready to run
@@ -174,7 +176,8 @@ cdef struct Engine:         # a plan made ready to run
     char *chains            # of the inputs' squares, on their way from thread to thread: [block][4][rb]
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
-    int64_t row_bytes       # of the arena that a row takes; 0 where a mini-batch can't go through in pieces
+    int64_t row_bytes       # of the arena that a row takes where all stages are linear, else 0
+    int pieced              # a mini-batch can go through in pieces
     char *pieces            # sums of weight gradients over the pieces so far, a tile each
     double lanes[8]         # and of the rows' losses
     fmb_loss_spec loss
@@ -272,10 +275,19 @@ cdef int64_t _piece(Engine *e, Run *run, int threads) noexcept nogil:
     """Rows of a mini-batch that go through the network, and into the weight gradients, before the next: as many as
     leave what stays near, if there are more; 0 for all. On several threads the barriers cost what it gains."""
     cdef int64_t rows
-    if threads > 1 or e.row_bytes == 0 or run.stored or run.applied or run.want or not run.sweep or run.rules.part_rows:
+    if threads > 1 or not e.pieced or run.stored or run.applied or run.want or not run.sweep or run.rules.part_rows:
         return 0
     rows = (PIECE_BYTES // e.row_bytes // (4 * e.rb) + 1) * 4 * e.rb
     return rows if 2 * rows <= run.batch_size else 0
+
+
+cdef int64_t _together(Engine *e, Run *run) noexcept nogil:
+    """Rows of the parts that go through the network together: in fewer rounds the threads wait less for each other, and
+    what is little memory need not be spared."""
+    cdef int64_t part = run.rules.part_rows
+    if part == 0 or part % e.rb or e.row_bytes == 0 or run.applied:
+        return part
+    return max(part, TOGETHER_BYTES // e.row_bytes // part * part)
 
 
 cdef inline int64_t _tiles_across(Engine *e, Stage *s) noexcept nogil:
@@ -327,7 +339,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     e.chunk_squares = <double *> (base + at)
     at += _line(e.total_chunks * sizeof(double))
     e.pieces = base + at
-    if e.row_bytes > 0 and rows > 0:
+    if e.pieced and rows > 0:
         at += e.total_tiles * _tile_bytes(e)
     block = _line(e.rb * e.size)
     for w in range(threads):

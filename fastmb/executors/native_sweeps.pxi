@@ -88,12 +88,13 @@ cdef void _mini_batch(Engine *e, Run *run, int64_t step, int threads, Mini *mini
 
 
 cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
-    """The part of the mini-batch that begins at `mini.row`."""
+    """What goes through of the mini-batch from row `mini.row` on: all, some parts, or a piece."""
     mini.rows = mini.batch_rows - mini.row
-    if run.rules.part_rows > 0:
-        mini.rows = min(mini.rows, run.rules.part_rows)
+    if run.together > 0:
+        mini.rows = min(mini.rows, run.together)
     elif run.piece > 0:
         mini.rows = min(mini.rows, run.piece)
+    mini.part = min(mini.rows, run.rules.part_rows or mini.rows)
     mini.last = mini.row + mini.rows == mini.batch_rows
     mini.block_rows = _block_rows(e, mini.rows, threads, e.room)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
@@ -120,7 +121,7 @@ cdef inline int64_t _relayed_columns(Engine *e, Mini *mini) noexcept nogil:
 
 
 cdef void _next(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
-    """From one part to the next, or from one mini-batch to the next, if there is one."""
+    """On through the mini-batch, or to the next one, if there is one."""
     if not mini.last:
         mini.row += mini.rows
         mini.begin += mini.rows
@@ -170,18 +171,30 @@ cdef double _class_weight(Engine *e, Batch *batch, int64_t position) noexcept no
 
 
 cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
-    """The part's loss sum, and the mini-batch's weight: eight lanes over the rows, then a tree."""
+    """The sum of the losses of what went through, part by part, and the mini-batch's weight."""
+    cdef int64_t parts = _parts(mini), part
+    for part in range(parts):
+        _sum_part(e, run, mini, part * mini.part, mini.part if part + 1 < parts else mini.rows - part * mini.part)
+
+
+cdef inline int64_t _parts(Mini *mini) noexcept nogil:
+    """How many parts go through together."""
+    return (mini.rows - 1) // mini.part + 1 if mini.rows > mini.part else 1
+
+
+cdef void _sum_part(Engine *e, Run *run, Mini *mini, int64_t first, int64_t rows) noexcept nogil:
+    """The loss sum of rows from `first` on: eight lanes, then a tree."""
     cdef double squares[8]
     cdef double norms[8]
     cdef double largest = 0, scale, square
-    cdef int64_t block, r, i = 0
+    cdef int64_t block = first // mini.block_rows if rows > 0 else 0, r, i = 0, row = mini.row + first
     cdef double *stats
-    if run.piece == 0 or mini.row == 0:     # else they go on from the piece before
+    if run.piece == 0 or row == 0:     # else they go on from the piece before
         memset(e.lanes, 0, sizeof(e.lanes))
     memset(squares, 0, sizeof(squares))
     memset(norms, 0, sizeof(norms))
-    for block in range(mini.blocks):
-        for r in range(min(mini.block_rows, mini.rows - i)):
+    while i < rows:
+        for r in range(min(mini.block_rows, rows - i)):
             e.lanes[i & 7] += e.row_loss[block * e.rb + r]
             if run.stats != NULL:
                 square = e.row_squares[block * e.rb + r]
@@ -189,14 +202,15 @@ cdef void _sum(Engine *e, Run *run, Mini *mini) noexcept nogil:
                 norms[i & 7] += e.row_norms[block * e.rb + r]
                 largest = max(largest, square)
             i += 1
-    if mini.row == 0 or run.piece > 0:
+        block += 1
+    if row == 0 or run.piece > 0:
         run.sums[2 * mini.step] = 0
     run.sums[2 * mini.step] += _tree(e.lanes)
     run.sums[2 * mini.step + 1] = mini.weight
     if run.stats != NULL:   # of rows' gradients so scaled that their plain mean is the step's
         stats = run.stats + 5 * mini.step
         scale = mini.batch_rows / mini.weight if mini.weight > 0 else 0.0
-        if mini.row == 0:
+        if row == 0:
             stats[0] = stats[1] = stats[4] = 0
         stats[0] += scale * scale * _tree(squares)
         stats[1] = max(stats[1], scale * scale * largest)
@@ -703,15 +717,20 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
 cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int64_t tile, int64_t end) noexcept nogil:
     """An owner's tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's
     gradient is, and the update of w."""
-    cdef int i = 0, rows
+    cdef int i = 0, rows, tall, vectors
     cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height, waiting, place
+    cdef int64_t part, parts = _parts(mini), part_blocks = mini.part // mini.block_rows
     cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0, complete = mini.last or not piece
     cdef int ask = run.ask and complete, squares = run.stats != NULL and not run.stored
     cdef char *sums = me.tile
-    cdef Into into
+    cdef char *x
+    cdef char *dz
+    cdef Into into, before
     cdef Stage *s
     cdef fmb_gemm g
     _destination(e, run, mini, me, &into)
+    if parts > 1:
+        _to_gradient(run, me, &before)
     while tile < end:
         s = &e.stages[i]
         i += 1
@@ -721,8 +740,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         g.ask, g.ask_step = s.x, 0
         g.b_k, g.b_block = e.rb, e.rb * e.rb
         g.c_m = s.columns if s.panels == 1 else e.rb
-        g.blocks = mini.blocks
-        g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
+        g.k = mini.block_rows
         m, panel, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
         top, bottom = 0, s.rows
         if mini.relay and s == e.stages:
@@ -754,6 +772,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             if piece:
                 sums = e.pieces + place * _tile_bytes(e)
             g.squares = e.tile_squares + 4 * place * e.size if squares else NULL
+            tall, vectors = rows, 2 if columns > e.k.lanes else 1
+            if s.panels == 1:   # whole rows of weights, and so of gradients: one span
+                columns *= rows
+                rows = 1
             if ask:
                 _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
@@ -763,15 +785,22 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                 if squares:
                     memset(g.squares, 0, 4 * e.size)
             elif s.kind == LINEAR:
-                e.k.gemm(&g, rows, 2 if columns > e.k.lanes else 1, load, s.x + m * e.rb * e.size,
-                         s.dz + (panel + p) * s.panel_stride * e.size, sums)
+                x, dz = s.x + m * e.rb * e.size, s.dz + (panel + p) * s.panel_stride * e.size
+                g.blocks, g.k_last = part_blocks, g.k
+                for part in range(parts - 1):
+                    before.kind = FMB_GRADIENT if run.row + mini.row + part == 0 else FMB_ACCUMULATE
+                    e.k.gemm(&g, tall, vectors, 0, x, dz, sums)
+                    _update(e, s, &before, at, rows, columns, sums, e.rb)
+                    x += part_blocks * s.x_block * e.size
+                    dz += part_blocks * e.rb * e.rb * e.size
+                g.blocks = mini.blocks - (parts - 1) * part_blocks
+                g.k_last = mini.rows - (mini.blocks - 1) * g.k
+                e.k.gemm(&g, tall, vectors, load, x, dz, sums)
             else:
-                _layer_gradient(e, s, mini, (panel + p) * e.rb, columns, g.c_m, sums)
+                _layer_gradient(e, s, mini, (panel + p) * e.rb, min(<int64_t> e.rb, s.columns - (panel + p) * e.rb),
+                                g.c_m, sums)
                 if squares:
                     _squares_of(e, sums, rows, columns, g.c_m, <char *> g.squares)
-            if s.panels == 1:   # whole rows of weights, and so of gradients: one span
-                columns *= rows
-                rows = 1
             if into.completes:
                 _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, sums)
             if complete:
@@ -830,12 +859,23 @@ cdef void _destination(Engine *e, Run *run, Mini *mini, Worker *me, Into *into) 
     _to_update(run, mini.step, me, into)
     into.completes = run.stored and mini.last and not run.applied and _at_once(run)
     if into.completes:
-        into.before = run.gradient if mini.row > 0 else NULL
+        into.before = run.gradient if mini.row > 0 or _parts(mini) > 1 else NULL
         into.factor = _factor(run, mini.weight)
     elif run.stored:
-        into.kind = FMB_GRADIENT if run.row + mini.row == 0 else FMB_ACCUMULATE
-        into.state[0], into.states = run.gradient, 1
-        into.weight = 0
+        _to_gradient(run, me, into)
+        into.kind = FMB_GRADIENT if run.row + mini.row == 0 and _parts(mini) == 1 else FMB_ACCUMULATE
+
+
+cdef void _to_gradient(Run *run, Worker *me, Into *into) noexcept nogil:
+    """The sum of gradients so far; `kind` is the caller's."""
+    cdef int j
+    into.completes = 0
+    into.coef = me.coef
+    into.params, into.average = run.params, NULL
+    for j in range(3):
+        into.state[j] = run.gradient
+    into.states = 1
+    into.weight = 0
 
 
 cdef void _complete(Engine *e, Run *run, Into *into, int64_t at, int64_t rows, int64_t columns, int64_t stride,
