@@ -72,7 +72,9 @@ def test_a_bad_row_in_a_later_piece_changes_nothing():
     assert np.isfinite(trained.net.flat).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"clip_per_example": 0.5}, {"max_grad_norm": 0.05}, {"clip_value": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_per_example": 0.5}, {"max_grad_norm": 0.05}, {"clip_value": 0.01}], ids=str
+)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(("part", "k"), [(32, 4), (64, 3), (96, 7), (640, 14), (33, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

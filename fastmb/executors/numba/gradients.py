@@ -83,9 +83,7 @@ def squares(e: Emitter, *arguments: Value) -> None:
     _tree(e, (a + c) + (b + d), g, whole, n, out, squared=True)
 
 
-def _tree(
-    e: Emitter, chains: Value, numbers: Value, whole: Value, n: Value, out: Value, *, squared: bool
-) -> None:
+def _tree(e: Emitter, chains: Value, numbers: Value, whole: Value, n: Value, out: Value, *, squared: bool) -> None:
     """The sixteen chains go on with numbers `whole` .. n - 1, or their squares, and are added up."""
     chain = e.scratch(16 * 8 // e.target.itemsize)
     e.store_doubles(chains, chain)
