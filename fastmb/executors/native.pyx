@@ -65,6 +65,7 @@ cdef int64_t PANELS = 8          # panels of columns that are packed at a time
 cdef int64_t SMALL_BLOCKS = 4   # blocks a thread up to which blocks of one vector of rows are thought of
 cdef int64_t AHEAD = 16         # rows of weights that are asked for before the forward product comes to them, at most
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
+cdef int64_t SQUARED = 128     # features that are gathered before their squares are added up: a multiple of 4
 cdef int64_t PIECE_BYTES = 1 << 18     # of the arena that the rows of a piece of a mini-batch take
 cdef int64_t TOGETHER_BYTES = 1 << 21  # of the arena that parts of a mini-batch take together, at the most
 cdef int64_t PIECED_BYTES = 1 << 16    # of weight gradients at the most: their sums so far are kept for the next piece

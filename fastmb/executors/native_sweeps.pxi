@@ -252,14 +252,12 @@ cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
     cdef Stage *s = &e.stages[0]
     cdef int64_t first, blocks, m, columns = _relayed_columns(e, mini), block = e.stages[1].x_block
     for first in range(mini.blocks):
-        _rows_in(e, run, mini, me, first, 0)
-        if run.want & NORMS and tid == 0:
-            _add_squares(e, s, me, first, 1)
+        _rows_in(e, run, mini, me, first, 0, tid == 0)
     if run.want & NORMS:
         if tid > 0:
             fmb_wait(&e.barrier, tid, threads, &e.workers[tid - 1].handed, me.handed)
             for first in range(mini.blocks):
-                _add_squares(e, s, me, first, 0)
+                _add_squares(e, first, me.first_row, me.last_row)
         fmb_advance(&me.handed)
     first = 0
     while first < mini.blocks:
@@ -277,12 +275,10 @@ cdef void _relay(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
     fmb_barrier_wait(&e.barrier, tid, threads)
 
 
-cdef void _add_squares(Engine *e, Stage *s, Worker *me, int64_t block, int begin) noexcept nogil:
-    """Those of the block's inputs, features that are the thread's own."""
-    if begin:
-        memset(_chains(e, block), 0, 4 * e.rb * e.size)
-    e.k.row_squares(s.x + (block * s.x_block + me.first_row * e.rb) * e.size, me.last_row - me.first_row,
-                    _chains(e, block), NULL)
+cdef void _add_squares(Engine *e, int64_t block, int64_t first, int64_t last) noexcept nogil:
+    """Those of a block's inputs, features `first` .. `last` - 1."""
+    cdef Stage *s = &e.stages[0]
+    e.k.row_squares(s.x + (block * s.x_block + first * e.rb) * e.size, last - first, _chains(e, block), NULL)
 
 
 cdef void _phase(Engine *e, Run *run, Mini *mini, int phase, int tid, int threads) noexcept nogil:
@@ -359,17 +355,30 @@ cdef inline int _input_side(Stage *s) noexcept nogil:
     return 1 - s.side if s.kind == LINEAR else s.side
 
 
-cdef void _rows_in(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t b) noexcept nogil:
-    """Block `first` + b, or those of its features that are the thread's own: gathered, and the operations on input."""
-    cdef int64_t row = (first + b) * mini.block_rows
+cdef void _rows_in(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t b, int squares) noexcept nogil:
+    """Block `first` + b, or those of its features that are the thread's own: gathered, and the operations on input;
+    and `squares`, where norms are wanted, while the features are near."""
+    cdef int64_t row = (first + b) * mini.block_rows, low = home.first_row, high = low + home.source.columns, end
     cdef int rows = <int> min(mini.block_rows, mini.rows - row)
-    cdef char *out = e.stages[0].x + ((first + b) * e.stages[0].x_block + home.first_row * e.rb) * e.size
+    cdef char *x = e.stages[0].x + (first + b) * e.stages[0].x_block * e.size
     cdef char *d = NULL
-    _gather(e, &home.source, &run.batch, mini.begin + row, rows, run.batch.scale, out)
-    if e.n_input_ops > 0 and run.want & INPUTS:
-        d = _d_input(e, home, first, b)
-    _apply(e, e.input_ops, e.n_input_ops, out, d, home.first_row, home.source.columns, run.t + mini.step,
-           run.row + mini.row + row, e.dropout)
+    cdef fmb_source source = home.source
+    squares = squares and run.want & NORMS and e.stages[0].kind == LINEAR
+    if squares:
+        memset(_chains(e, first + b), 0, 4 * e.rb * e.size)
+    while low < high:
+        end = min(low + SQUARED, high) if squares and e.n_input_ops == 0 else high
+        source.columns = end - low
+        _gather(e, &source, &run.batch, mini.begin + row, rows, run.batch.scale, x + low * e.rb * e.size)
+        source.data += source.columns * source.col_stride
+        if e.n_input_ops > 0:
+            if run.want & INPUTS:
+                d = _d_input(e, home, first, b)
+            _apply(e, e.input_ops, e.n_input_ops, x + low * e.rb * e.size, d, low, end - low, run.t + mini.step,
+                   run.row + mini.row + row, e.dropout)
+        if squares:
+            _add_squares(e, first + b, low, end if end < e.stages[0].n_in else e.stages[0].rows)
+        low = end
 
 
 cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t blocks, int start,
@@ -384,7 +393,7 @@ cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t f
 
     if part == 0 and start == 0 and not begun:
         for b in range(blocks):
-            _rows_in(e, run, mini, home, first, b)
+            _rows_in(e, run, mini, home, first, b, 1)
     fmb_barrier_wait(&e.barrier, part, parts)
 
     for i in range(start, end):
@@ -971,7 +980,7 @@ cdef void _row_squares(Engine *e, Stage *s, Mini *mini, Worker *home, int64_t fi
         if s.kind != LINEAR:
             _layer_squares(e, s, home, first + b, _gradient(e, home, 1 - s.side, first, b), total)
             continue
-        if mini.relay and s == e.stages:    # they have been added up on the way
+        if s == e.stages:   # they have been added up on the way in
             e.k.row_squares(NULL, 0, _chains(e, first + b), x)
         else:
             e.k.row_squares(s.x + (first + b) * s.x_block * e.size, s.rows, NULL, x)
