@@ -88,10 +88,10 @@ WORKLOADS = {
         Workload("mnist1", (784, 128, 10), 1, "momentum", "cross_entropy", 2048, note="limited by memory"),
         Workload("mid", (784, 512, 512, 10), 128, "adam", "cross_entropy", 8192),
         Workload("tab", (64, 256, 256, 256, 1), 256, "adam", "mse", 16384),
-        Workload("wide", (1024, 2048, 2048, 1000), 512, "momentum", "cross_entropy", 2048),
+        Workload("wide", (1024, 2048, 2048, 1000), 512, "momentum", "cross_entropy", 8192),
         Workload("xs-mid", (768, 512, 512, 32), 128, "sgd", "mse", 8192),
         Workload("xs-small", (64, 64, 64, 32), 64, "sgd", "mse", 8192),
-        Workload("xs-wide", (1024, 1024, 1024, 1024), 512, "sgd", "mse", 2048),
+        Workload("xs-wide", (1024, 1024, 1024, 1024), 512, "sgd", "mse", 8192),
         Workload("simplechains", (4, 32, 16, 4), 10_000, "adam", "mse", 10_000, "tanh", "the set as one batch"),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,7 @@ def test_without_room_for_a_file_the_snapshot_is_in_memory(monkeypatch):
         raise OSError("no room")
 
     monkeypatch.setattr(_snapshot, "IN_MEMORY", 0)
+    monkeypatch.setattr(_snapshot, "_files", [])
     monkeypatch.setattr(tempfile, "TemporaryFile", no_room)
     array = np.arange(10.0)
     with _snapshot.Snapshot() as snapshot:
@@ -128,6 +130,50 @@ def test_without_room_for_a_file_the_snapshot_is_in_memory(monkeypatch):
         array[:] = np.nan
         snapshot.restore([array])
     assert (array == 2).all()
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 22], ids=["file", "memory"])
+def test_snapshots_leave_their_room_to_the_next_and_to_nobody_else(in_memory, monkeypatch):
+    monkeypatch.setattr(_snapshot, "IN_MEMORY", in_memory)
+    for name in "_files", "_memories":
+        monkeypatch.setattr(_snapshot, name, [])
+    spare = _snapshot._memories if in_memory else _snapshot._files
+    arrays = [np.full(1000, value) for value in range(3)]
+    with _snapshot.Snapshot() as one, _snapshot.Snapshot() as other:  # at the same time: room of their own
+        for snapshot, array in zip((one, other), arrays, strict=False):
+            snapshot.take([array])
+        other.restore([into := np.zeros_like(arrays[1])])
+    np.testing.assert_array_equal(into, arrays[1])
+    assert len(spare) == 1
+    left = spare[0]
+    with _snapshot.Snapshot() as next_one:
+        next_one.take(arrays[1:])
+        assert not spare
+    assert spare[0] is left
+    with _snapshot.Snapshot() as next_one:
+        next_one.take(arrays[1:])
+        next_one.restore([into := np.zeros(1000, int), np.zeros(1000, int)])
+    np.testing.assert_array_equal(into, arrays[1])
+    assert len(spare) == bool(in_memory)  # a file that was read is closed
+    monkeypatch.setattr(_snapshot, "SPARE", 0)
+    with _snapshot.Snapshot() as last:
+        last.take(arrays)
+    assert len(spare) == bool(in_memory)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_leaves_its_parents_file_alone(monkeypatch):
+    monkeypatch.setattr(_snapshot, "IN_MEMORY", 0)
+    array = np.arange(1000.0)
+    with _snapshot.Snapshot() as before:
+        before.take([array])
+    assert _snapshot._files
+    child = os.fork()
+    if child == 0:
+        os._exit(len(_snapshot._files))
+    assert os.waitpid(child, 0)[1] == 0
+    assert _snapshot._files
 
 
 @pytest.mark.parametrize("bound", [3, 10])
