@@ -141,3 +141,18 @@ def test_an_unknown_instruction_set_is_an_error_with_those_that_there_are(monkey
     monkeypatch.setenv("FASTMB_ISA", "v9")
     with pytest.raises(ValueError, match=r"FASTMB_ISA must be one of .*got 'v9'"):
         native.isa()
+
+
+def test_single_steps_try_one_thread_and_all_and_have_the_same_bits():
+    """Past the calls that all threads are tried for, those of one, and the first that tries again."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((64, 32)).astype(np.float32), rng.integers(0, 10, 64)
+    nets = []
+    for n_threads in (None, 1, 2):
+        trained = mb.Trainer(mb.mlp([32, 64, 64, 10], seed=1), optimizer=mb.Adam(), n_threads=n_threads)
+        losses = [trained.step(X[: 64 - i % 3], y[: 64 - i % 3]) for i in range(1100)]
+        nets.append((trained.net.flat, trained.state, losses))
+    for flat, state, losses in nets[1:]:
+        np.testing.assert_array_equal(flat, nets[0][0])
+        np.testing.assert_array_equal(state, nets[0][1])
+        assert losses == nets[0][2]

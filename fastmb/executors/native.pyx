@@ -27,7 +27,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange
-from libc.math cimport INFINITY, sqrt
+from libc.math cimport INFINITY, log2, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -76,6 +76,8 @@ cdef double TRIAL = 0.002       # seconds that one thread, or all, are tried for
 cdef double PROVEN = 0.25       # the work: on caches shared or not, on other processes. Seconds between two trials
 cdef double WORTH = 0.95        # of one thread's time: what all may take at the most to be preferred
 cdef double TRIAL_FLOPS = 1e9   # a step of so much work is never faster on one thread
+cdef int64_t TRIED = 16         # calls of a single step that all threads are tried for, and then one
+cdef int64_t AGAIN = 1024       # calls until the slower is tried again, for some
 
 cdef int64_t regions = 0        # parallel regions that run now, in all Python threads
 
@@ -129,6 +131,8 @@ cdef class NativeExecutor:
     cdef double cost[2]         # seconds a step, of one thread and of all
     cdef double try_at
     cdef int64_t tried_rows, tried_threads
+    cdef double single[64][2]   # the same of calls of a single step, by what they do
+    cdef int64_t calls[64]
 
     def __cinit__(self):
         memset(&self.e, 0, sizeof(Engine))
@@ -415,8 +419,11 @@ cdef class NativeExecutor:
                 self._vary(run.t, run.steps)
             threads = self._threads_for(flops, run.steps)
             self._reserve(_piece(&self.e, run, threads) or rows, threads)
-            if threads > 1 and self.n_threads_asked is None and run.steps > 1 and flops < TRIAL_FLOPS:
-                self._try_out(run, threads, fmb_now() + seconds)
+            if threads > 1 and self.n_threads_asked is None and flops < TRIAL_FLOPS:
+                if run.steps > 1:
+                    self._try_out(run, threads, fmb_now() + seconds)
+                else:
+                    self._try_once(run, threads, <int> log2(flops) + 32 * (run.want != 0))
             else:
                 run.deadline = fmb_now() + seconds
                 self._start(run, threads)
@@ -460,6 +467,24 @@ cdef class NativeExecutor:
                 start = (now - start) / (run.done - done)
                 # One disturbed reading must not decide: it counts for little more than the one before.
                 self.cost[team] = min(start, 1.1 * self.cost[team]) if self.cost[team] > 0 else start
+        return 0
+
+    cdef int _try_once(self, Run *run, int threads, int size) except -1:
+        """A single step, with all threads or with one, whichever has been faster for about as much work."""
+        cdef double *cost = self.single[size]
+        cdef int64_t call = self.calls[size]
+        cdef int team = cost[1] <= WORTH * cost[0]
+        cdef double start
+        if call < 2 * TRIED:
+            team = call < TRIED
+        elif call % AGAIN < TRIED // 4:
+            team = 1 - team
+        self.calls[size] += 1
+        run.deadline = INFINITY
+        start = fmb_now()
+        self._start(run, threads if team else 1)
+        start = fmb_now() - start
+        cost[team] = min(start, 1.1 * cost[team]) if cost[team] > 0 else start
         return 0
 
     cdef int _start(self, Run *run, int threads) except -1:
