@@ -136,6 +136,23 @@ def test_rows_own_gradients_have_the_bits_of_native(dtype):
 
 
 @same_bits
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("n_features", [127, 128, 129, 300])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_of_rows_with_many_features_have_the_bits_of_native(dtype, n_features, n_threads, monkeypatch):
+    """Native squares 128 features at a time, where nothing is done to the inputs first."""
+    monkeypatch.setattr(threads, "limit", lambda: 4)
+    wide = np.random.default_rng(1).standard_normal((len(X), n_features)).astype(dtype)
+    found = []
+    for name in ("numba", "native"):
+        net = mb.mlp([n_features, 18, 5], dtype=dtype, seed=2)
+        trainer = mb.Trainer(net, batch_size=16, n_threads=n_threads, executor=name, clip_per_example=0.5)
+        trainer.fit(wide, LABELS, max_epochs=1, verbose=0)
+        found.append([net.flat.tobytes(), trainer.per_example_norms(wide, LABELS).tobytes()])
+    assert found[0] == found[1]
+
+
+@same_bits
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_denormals_are_zero_as_in_native_and_left_alone_outside(dtype):
     small = np.finfo(dtype).smallest_normal

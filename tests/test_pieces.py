@@ -99,6 +99,15 @@ def test_parts_that_go_together_have_the_bits_of_parts_that_are_accumulated(
     np.testing.assert_allclose(together.history["loss"], np.average(losses, weights=[part] * (N // part) + [N % part]))
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_parts_of_a_small_network_go_together(k):
+    """There is room for their rows."""
+    trained = trainer(batch_size=64, accumulate_steps=k, n_threads=1)
+    trained.fit(X, Y, max_epochs=1, verbose=0)
+    activations: int = memory.forecast(trained.net.plan, 64 * k, 2).activations
+    assert activations < trained._executor.arena_bytes < 2 * activations + 2**17
+
+
 def test_parts_of_a_large_network_go_one_at_a_time():
     """Accumulated mini-batches take the memory of one."""
     net = mb.mlp([784, 512, 512, 10], seed=0)

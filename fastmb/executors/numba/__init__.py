@@ -8,8 +8,8 @@ Numba compiles, at the first call, what a network needs. Two kinds of code:
   `inference`; `sync`): loops and threads, compiled Python on records (`records`) and on what the machine offers
   (`machine`). They call kernels by address, so a kernel is compiled by itself, once.
 
-`library` compiles and caches both; `arena` is the memory; `team` holds the threads; `executor` is what the rest of the
-package sees.
+`library` compiles and caches both; `plan` makes a plan ready to run; `arena` is the memory; `team` holds the threads;
+`executor` is what the rest of the package sees.
 """
 
 from __future__ import annotations
