@@ -121,6 +121,15 @@ static inline int64_t fmb_take(int64_t *counter, int64_t count)
     return __atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
 }
 
+/* Take the next piece, if it is before `end`; else `end`, and the counter stays. */
+static inline int64_t fmb_take_below(int64_t *counter, int64_t end)
+{
+    int64_t next = __atomic_load_n(counter, __ATOMIC_RELAXED);
+    while (next < end && !__atomic_compare_exchange_n(counter, &next, next + 1, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
+    return next < end ? next : end;
+}
+
 static inline double fmb_now(void)
 {
     struct timespec t;

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .nn import Sequential
     from .optim import Optimizer
 
-_AHEAD = 64  # updates
+_AHEAD = 1024  # updates
 
 
 class Averaged:
@@ -35,14 +35,14 @@ class Averaged:
         _current: Epoch | None
         _lock: threading.RLock
         _weights: np.ndarray | None  # as trained, while the network has their average
-        _ahead: tuple[Optimizer, int, np.ndarray, np.ndarray] | None  # the coefficients of some updates, and of which
+        _ahead: tuple[Optimizer, int, int, np.ndarray, np.ndarray] | None  # coefficients of updates, and of which
         _standing: tuple[int, Any] | None  # rows of the history, and what follows from them for the learning rate
 
     def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The learning rates of the next `n` updates, ``(n,)``, and what `Executor.run` takes of them, ``(n, C)``."""
         t = self.t
-        if n == 1 and self.average is None and self.optimizer.constant:
-            return self._ahead_of(t)
+        if self.average is None and self.optimizer.constant:
+            return self._ahead_of(t, n)
         rates = np.full(n, self._reacted()) if self.optimizer.reacts else self.optimizer.learning_rates(t, n)
         if self.average is None:
             return rates, self.optimizer.coefficients(t, n, rates)
@@ -50,15 +50,17 @@ class Averaged:
         rows = self.optimizer.coefficients(t, n, rates)
         return rates, np.column_stack([rows, self.average.weights(t, n)]) if self.average.each_update else rows
 
-    def _ahead_of(self, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same for the update after `t` alone, where nothing but their number makes a difference: some updates'
-        are made together, which takes a call of `step` less time.
+    def _ahead_of(self, t: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same where nothing but the updates' number makes a difference: many are made together, which takes calls
+        of `step` and short epochs less time.
         """
-        optimizer, (block, row) = self.optimizer, divmod(t, _AHEAD)
-        if self._ahead is None or self._ahead[:2] != (optimizer, block):
-            rates = optimizer.learning_rates(t - row, _AHEAD)
-            self._ahead = optimizer, block, rates, optimizer.coefficients(t - row, _AHEAD, rates)
-        return self._ahead[2][row : row + 1], self._ahead[3][row : row + 1]
+        if self._ahead is None or self._ahead[0] != self.optimizer or not self._ahead[1] <= t <= self._ahead[2] - n:
+            many = max(n, _AHEAD)
+            rates = self.optimizer.learning_rates(t, many)
+            self._ahead = self.optimizer, t, t + many, rates, self.optimizer.coefficients(t, many, rates)
+        _, begin, _, rates, rows = self._ahead
+        these = slice(t - begin, t - begin + n)
+        return rates[these], rows[these]
 
     def _reacted(self) -> float:
         """The learning rate that follows from the epochs that are complete."""

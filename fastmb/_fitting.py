@@ -55,8 +55,9 @@ class Epoch:
         return {} if self.stats is None else _gradient_stats.figures(self._moments())
 
     def next_slice(self, n: int, gradient_stats: bool) -> None:
-        self.loss, self.weight = self._totals()
-        self.moments = self._moments()
+        if self.done:
+            self.loss, self.weight = self._totals()
+            self.moments = self._moments()
         self.sums = np.zeros((n, 2))
         self.stats = np.zeros((n, _gradient_stats.COLUMNS)) if gradient_stats else None
 
@@ -64,7 +65,7 @@ class Epoch:
         return self.moments if self.stats is None else _gradient_stats.moments(self.stats, self.moments)
 
     def _totals(self) -> tuple[float, float]:
-        loss, weight = self.sums.sum(axis=0).tolist()
+        loss, weight = np.add.reduce(self.sums, axis=0).tolist()
         return self.loss + loss, self.weight + weight
 
     def copy(self) -> Epoch:

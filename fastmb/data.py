@@ -192,7 +192,7 @@ def _first_nonfinite(array: np.ndarray) -> int:
 def all_finite(array: np.ndarray) -> bool:
     """Whether `array`, (n,), holds neither NaN nor infinity."""
     step = 1 << 16
-    return all(np.isfinite(array[start : start + step]).all() for start in range(0, len(array), step))
+    return all(np.logical_and.reduce(np.isfinite(array[at : at + step])) for at in range(0, len(array), step))
 
 
 def _check_finite(array: np.ndarray, name: str) -> None:

@@ -205,7 +205,7 @@ class Trainer(PerExample, Averaged):
             self.optimizer.init_state(self.state[:own])
         self._lock = threading.RLock()
         self._weights: np.ndarray | None = None  # as trained, while the network has their average
-        self._ahead: tuple[Optimizer, int, np.ndarray, np.ndarray] | None = None
+        self._ahead: tuple[Optimizer, int, int, np.ndarray, np.ndarray] | None = None
         self._standing: tuple[int, Any] | None = None
         self._executor = self._executor_for(self.loss)
 

@@ -1,5 +1,5 @@
-"""What goes through the network together changes no bit: mini-batches of many rows and small networks, which one thread
-takes in pieces; parts of a mini-batch, several of which go at once where they need little memory.
+"""What goes through the network together changes no bit: mini-batches of many rows and small networks, which go in
+pieces; parts of a mini-batch, several of which go at once where they need little memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import pytest
 
 import fastmb as mb
 from fastmb import memory
+from fastmb import threads as thread_counts
 from fastmb.executors import native
 
 N = 9001
@@ -18,15 +19,15 @@ Y = RNG.standard_normal((N, 3))
 W = RNG.random(N)
 
 
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_asked_for(monkeypatch):
+    """Whatever the machine has."""
+    monkeypatch.setattr(thread_counts, "limit", lambda: 7)
+
+
 def trainer(dtype: str = "float32", batch_size: int = N, **options) -> mb.Trainer:
     net = mb.mlp([7, 33, 16, 3], activation="tanh", dropout=0.1, dtype=dtype, seed=3)
     return mb.Trainer(net, "huber", mb.Adam(0.01), batch_size=batch_size, **options)
-
-
-def in_pieces(trained: mb.Trainer) -> bool:
-    """Whether it has less room than a whole mini-batch's inputs and gradients take."""
-    activations: int = memory.forecast(trained.net.plan, trained.batch_size, 2).activations
-    return trained._executor.arena_bytes < 0.7 * activations
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -44,8 +45,32 @@ def test_pieces_have_the_bits_of_the_whole(isa, dtype, batch_size, threads, monk
     np.testing.assert_array_equal(pieces.net.flat, whole.net.flat)
     np.testing.assert_array_equal(pieces.state, whole.state)
     np.testing.assert_array_equal(pieces.history["loss"], whole.history["loss"])
-    assert in_pieces(pieces) == (threads == 1)
-    assert not in_pieces(whole)
+    assert 8 <= pieces._executor.piece_rows <= batch_size // 2
+    assert whole._executor.piece_rows == 0
+    activations: int = memory.forecast(pieces.net.plan, batch_size, 2).activations
+    assert pieces._executor.arena_bytes < 0.7 * activations < 0.7 * whole._executor.arena_bytes
+
+
+@pytest.mark.parametrize("threads", [None, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 7, 15, 16, 17, 31, 32, 33, 63, 65, 97, 150, 700])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("isa", native.available_isas())
+def test_threads_that_hand_sums_on_have_the_bits_of_one(isa, dtype, batch_size, threads, monkeypatch):
+    """The last mini-batch is smaller, and has fewer pieces than there are threads."""
+    monkeypatch.setenv("FASTMB_ISA", isa)
+    chained, alone = (trainer(dtype, batch_size, executor="native", n_threads=n) for n in (threads, 1))
+    n = max(160, 2 * batch_size - 9)
+    for weights in (None, W[:n]):
+        for one in chained, alone:
+            one.fit(X[:n], Y[:n], max_epochs=2, sample_weight=weights, verbose=0)
+    np.testing.assert_array_equal(chained.net.flat, alone.net.flat)
+    np.testing.assert_array_equal(chained.state, alone.state)
+    np.testing.assert_array_equal(chained.history["loss"], alone.history["loss"])
+    rows = chained._executor.piece_rows
+    assert rows % 8 == 0
+    if threads is not None:
+        assert (threads - 1) * rows < batch_size
+        assert rows > 0 or batch_size < 32 * threads
 
 
 def test_steps_gradients_and_small_mini_batches_after_large_ones():
@@ -58,14 +83,17 @@ def test_steps_gradients_and_small_mini_batches_after_large_ones():
             np.testing.assert_allclose(found[name], gradient, rtol=1e-3, atol=1e-4 * abs(gradient).max())
 
 
-def test_a_bad_row_in_a_later_piece_changes_nothing():
-    trained = trainer(n_threads=1)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("row", [0, 4000, N - 1])
+def test_a_bad_row_in_any_piece_changes_nothing(row, threads):
+    trained = trainer(n_threads=threads)
     trained.step(X, Y)
     before = trained.net.flat.copy(), trained.state.copy()
     bad = X.copy()
-    bad[-1, 0] = np.nan
+    bad[row, 0] = np.nan
     with pytest.raises(FloatingPointError):
         trained.step(bad, Y)
+    assert trained._executor.piece_rows > 0
     np.testing.assert_array_equal(trained.net.flat, before[0])
     np.testing.assert_array_equal(trained.state, before[1])
     trained.step(X, Y)

@@ -24,6 +24,7 @@ cdef extern from "sync.h" nogil:
     void fmb_wait(const fmb_barrier *barrier, int tid, int threads, const int32_t *place, int32_t past) noexcept
     void fmb_advance(int32_t *counter) noexcept
     int64_t fmb_take(int64_t *counter, int64_t count) noexcept
+    int64_t fmb_take_below(int64_t *counter, int64_t end) noexcept
     double fmb_now() noexcept
     uint64_t fmb_splitmix(uint64_t x) noexcept
     int64_t fmb_scaled(uint64_t x, uint64_t n) noexcept

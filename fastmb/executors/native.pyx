@@ -6,8 +6,8 @@ gathers them, takes them forward through all stages, computes the loss, and take
 stage. In the weight sweep a thread takes tiles of the weight gradients, each a sum over all rows of the mini-batch in
 their order, and updates the weights under the tile while it is in the cache. One OpenMP region runs many steps.
 
-One thread takes a mini-batch of many rows through a small network in pieces, each through both sweeps, so that
-activations stay in the caches: a piece goes on from the sums over those before it, and the last one updates.
+A small network takes a mini-batch of many rows in pieces, each through both sweeps by one thread, so that activations
+stay in its cache: a piece goes on from the sums over those before it, and the threads update when all are in.
 
 Who takes a block or a tile changes no bit, so they are taken from counters: every thread has a range of its own, the
 same each step, which keeps its weights in its cache, and helps the others when that is done.
@@ -67,8 +67,9 @@ cdef int64_t AHEAD = 16         # rows of weights that are asked for before the 
 cdef int64_t ACROSS_BYTES = 1 << 18    # output gradients up to here stay near: tiles go along rows of weights
 cdef int64_t SQUARED = 128     # features that are gathered before their squares are added up: a multiple of 4
 cdef int64_t PIECE_BYTES = 1 << 18     # of the arena that the rows of a piece of a mini-batch take
+cdef double CHAINED = 3.5        # times a network's weights: what rows leave, at the least, where threads hand sums on
 cdef int64_t TOGETHER_BYTES = 1 << 21  # of the arena that parts of a mini-batch take together, at the most
-cdef int64_t PIECED_BYTES = 1 << 16    # of weight gradients at the most: their sums so far are kept for the next piece
+cdef int64_t PIECED_BYTES = 1 << 17    # of weight gradients at the most, for their sums to be kept from piece to piece
 cdef int64_t CHUNK = 4096        # numbers of a stored gradient that are applied together
 cdef int64_t PART_ROWS = 256     # rows that go through the network together where their own gradients alone are wanted
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
@@ -116,6 +117,7 @@ cdef class NativeExecutor(NativePlan):
     """Runs a plan in compiled code on all cores; see `fastmb.executors.Executor` for its methods."""
 
     cdef object gradient        # that is stored before it is applied, once one was
+    cdef readonly int64_t piece_rows    # of the pieces in which the last run took its mini-batches; 0: whole
     cdef list rates             # of dropouts whose p is a schedule
     cdef double cost[2]         # seconds a step, of one thread and of all
     cdef double try_at
@@ -209,7 +211,7 @@ cdef class NativeExecutor(NativePlan):
             if self.varying:
                 self._vary(run.t, run.steps)
             threads = self._threads_for(flops, run.steps)
-            self._reserve(_piece(&self.e, run, threads) or rows, threads)
+            self._reserve(threads * _piece_blocks(&self.e, _piece(&self.e, run, threads)) * self.e.rb or rows, threads)
             if threads > 1 and self.n_threads_asked is None and flops < TRIAL_FLOPS:
                 if run.steps > 1:
                     self._try_out(run, threads, fmb_now() + seconds)
@@ -249,7 +251,7 @@ cdef class NativeExecutor(NativePlan):
                 if team:    # threads that sleep are woken first
                     self._start(run, threads)
                     run.deadline = min(deadline, fmb_now() + TRIAL)
-                    if run.stop and (run.done == run.steps or fmb_now() >= deadline) or run.bad:
+                    if run.bad or run.done == run.steps or fmb_now() >= deadline:
                         break
             done, start = run.done, fmb_now()
             self._start(run, threads if team else 1)
@@ -280,9 +282,14 @@ cdef class NativeExecutor(NativePlan):
 
     cdef int _start(self, Run *run, int threads) except -1:
         """Steps `run.done` .. of a run, until its deadline, on so many threads."""
-        run.stop = 0
+        cdef int64_t tile
+        run.stop = -1
+        run.threads = threads
         run.start = run.done
-        run.piece = _piece(&self.e, run, threads)
+        run.piece = self.piece_rows = _piece(&self.e, run, threads)
+        self.e.next_piece = 0
+        for tile in range(self.e.total_tiles if run.piece > 0 else 0):
+            _added(&self.e, tile)[0] = 0
         run.ask = run.far or (threads > 1 and run.batch_size >= self.e.k.lanes)
         self.e.tiled = (self.e.tiles and not run.stored and run.steps - run.done >= TILED_STEPS
                         and run.batch_size > self.e.rb)

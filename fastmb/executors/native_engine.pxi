@@ -74,6 +74,8 @@ cdef struct Worker:
     int64_t expected_lines
     char before[64]         # cache lines of their own
     int32_t handed          # pieces of the first stage that the next thread may go on with
+    int32_t added           # where mini-batches go in pieces: pieces of those before, that every tile's sum has had
+    int64_t taken           # and those of them that were taken
     char after[64]
 
 cdef struct Batch:
@@ -127,11 +129,17 @@ cdef struct Run:            # what one call works on
     double deadline
     int64_t check           # steps between two looks at the clock
     int64_t start, done     # updates made before this region, and by now
-    int stop, bad
-    int64_t piece           # rows of a mini-batch that go through before the next; 0 for all
+    int64_t stop            # the updates made when all threads end, or -1; one may be a step ahead of another's look
+    int bad
+    int threads
+    int64_t piece           # rows of a mini-batch that go through both sweeps before the next; 0 for all
     int64_t together        # rows of as many parts as go through before the next
     int far                 # parameters and state don't stay near
     int ask                 # ahead of their tile: they are far, or another thread has read them since
+
+cdef enum Work:             # what is done with a tile
+    SUM = 1
+    UPDATE = 2
 
 cdef struct Into:           # where gradients go
     int kind                # of update
@@ -152,6 +160,8 @@ cdef struct Mini:           # one mini-batch, or what goes through of it, worked
     int relay               # the first stage's product goes from thread to thread: each has rows of weights of its own
     int last                # these complete it
     double weight           # the sum that its mean is taken over
+    int64_t place           # the first of its blocks in the arena
+    int32_t turn            # a piece's: what a tile's sum has had when it comes to this
 
 cdef struct Engine:         # a plan made ready to run
     const fmb_kernels *k
@@ -177,8 +187,10 @@ cdef struct Engine:         # a plan made ready to run
     Worker *workers
     double *row_loss        # each row's weighted loss, [block][rb]
     int64_t row_bytes       # of the arena that a row takes where all stages are linear, else 0
+    int64_t weight_bytes    # of the parameters
     int pieced              # a mini-batch can go through in pieces
-    char *pieces            # sums of weight gradients over the pieces so far, a tile each
+    char *pieces            # sums of weight gradients over the pieces so far, a tile each, and how many those are
+    int64_t next_piece      # to be taken, of all that threads don't begin with
     double lanes[8]         # and of the rows' losses
     fmb_loss_spec loss
     fmb_barrier barrier
@@ -187,6 +199,11 @@ cdef struct Engine:         # a plan made ready to run
 
 
 # ---- small things --------------------------------------------------------------------------------------------------
+
+cdef inline int64_t _ceil(int64_t n, int64_t size) noexcept nogil:
+    """How many of a size n takes."""
+    return (n + size - 1) // size
+
 
 cdef inline int64_t _line(int64_t size) noexcept nogil:
     """Bytes of whole cache lines."""
@@ -273,12 +290,34 @@ cdef inline int64_t _tile_bytes(Engine *e) noexcept nogil:
 
 cdef int64_t _piece(Engine *e, Run *run, int threads) noexcept nogil:
     """Rows of a mini-batch that go through the network, and into the weight gradients, before the next: as many as
-    leave what stays near, if there are more; 0 for all. On several threads the barriers cost what it gains."""
-    cdef int64_t rows
-    if threads > 1 or not e.pieced or run.stored or run.applied or run.want or not run.sweep or run.rules.part_rows:
+    leave what stays near, and each thread its share of them; 0 for all, where those are few, or where threads would
+    take more of the sums from each other than of what rows leave."""
+    cdef int64_t most, rows
+    if not e.pieced or run.stored or run.applied or run.want or not run.sweep or run.rules.part_rows:
         return 0
-    rows = (PIECE_BYTES // e.row_bytes // (4 * e.rb) + 1) * 4 * e.rb
-    return rows if 2 * rows <= run.batch_size else 0
+    most = (PIECE_BYTES // e.row_bytes // (4 * e.rb) + 1) * 4 * e.rb
+    if threads == 1:
+        return most if 2 * most <= run.batch_size else 0
+    if run.batch_size * e.row_bytes < CHAINED * e.weight_bytes:
+        return 0
+    rows = _ceil(run.batch_size, threads * _ceil(run.batch_size, threads * most))
+    rows = _ceil(rows, max(<int64_t> 8, e.k.lanes)) * max(<int64_t> 8, e.k.lanes)
+    return rows if run.batch_size > (threads - 1) * rows else 0
+
+
+cdef inline int64_t _piece_blocks(Engine *e, int64_t rows) noexcept nogil:
+    """Blocks of a piece. Those of all threads' pieces have room for a whole mini-batch, or a piece, of one thread."""
+    return _ceil(rows, e.rb)
+
+
+cdef inline char *_sums(Engine *e, int64_t tile) noexcept nogil:
+    """A tile of a weight gradient, summed over the pieces so far."""
+    return e.pieces + tile * (_tile_bytes(e) + 64)
+
+
+cdef inline int32_t *_added(Engine *e, int64_t tile) noexcept nogil:
+    """How many pieces those are, since the region began."""
+    return <int32_t *> (_sums(e, tile) + _tile_bytes(e))
 
 
 cdef int64_t _together(Engine *e, Run *run) noexcept nogil:
@@ -340,7 +379,7 @@ cdef int64_t _assign(Engine *e, char *base, int64_t rows, int threads) noexcept:
     at += _line(e.total_chunks * sizeof(double))
     e.pieces = base + at
     if e.pieced and rows > 0:
-        at += e.total_tiles * _tile_bytes(e)
+        at += e.total_tiles * (_tile_bytes(e) + 64)
     block = _line(e.rb * e.size)
     for w in range(threads):
         worker = &e.workers[w]

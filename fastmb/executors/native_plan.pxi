@@ -141,6 +141,7 @@ cdef class NativePlan:
             for i in range(self.e.n_stages):
                 s = &self.e.stages[i]
                 self.e.row_bytes += (s.n_in + 1 + s.panels * self.e.rb) * self.e.size
+        self.e.weight_bytes = plan.size * self.e.size
         self.e.pieced = self.e.row_bytes > 0 and self.e.total_tiles * _tile_bytes(&self.e) <= PIECED_BYTES
         for i in range(self.e.n_stages - 1, 0, -1):
             s = &self.e.stages[i]

@@ -8,41 +8,52 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     cdef uint64_t fp = fmb_fp_enter()
     cdef Worker *me = &e.workers[tid]
     cdef Mini mini, past
+    cdef int64_t done = run.start
     memset(&mini, 0, sizeof(Mini))
     me.handed = 0
+    me.added, me.taken = 0, 0
     if e.tiled:
         _tile_all(e, tid, threads)
     _mini_batch(e, run, run.start, threads, &mini)
     _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+    if run.piece > 0:
+        _balance(e, run, tid, threads)
     fmb_barrier_wait(&e.barrier, tid, threads)
     while True:
-        _share_tiles(e, run, &mini, tid, threads)
-        _row_sweep(e, run, &mini, tid, threads)
-        fmb_barrier_wait(&e.barrier, tid, threads)
-        if tid == threads - 1:  # whose tiles are often smaller; meanwhile others take them
-            _sum(e, run, &mini)
+        if run.piece > 0:
+            _chain(e, run, &mini, tid, threads)
+        else:
+            _share_tiles(e, run, &mini, tid, threads)
+            _row_sweep(e, run, &mini, tid, threads)
+            fmb_barrier_wait(&e.barrier, tid, threads)
+            if tid == threads - 1:  # whose tiles are often smaller; meanwhile others take them
+                _sum(e, run, &mini)
         if run.bad:
             break
-        if run.sweep:
+        if run.piece > 0:
+            _tiles(e, run, &mini, me, me, me.next_tile, me.last_tile, UPDATE)
+        elif run.sweep:
             _weight_sweep(e, run, &mini, tid, threads)
         if run.stored and mini.last and not run.applied and not _at_once(run):
             fmb_barrier_wait(&e.barrier, tid, threads)
             _apply_gradient(e, run, mini.step, mini.weight, tid, threads)
-        if tid == 0:
-            run.done = mini.step + mini.last
-            if run.done == run.steps or (mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
-                                         and fmb_now() > run.deadline):
-                run.stop = 1
+        done = mini.step + mini.last
+        if tid == 0 and mini.last and (done == run.steps or (done % run.check == 0 or done == run.start + 1)
+                                       and fmb_now() > run.deadline):
+            run.stop = done
         if mini.last and mini.step + 1 == run.steps and run.stats == NULL:
             break   # the region's end is a barrier
         past = mini
         _next(e, run, threads, &mini)
-        _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+        if run.piece == 0:
+            _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
         fmb_barrier_wait(&e.barrier, tid, threads)
         if tid == threads - 1 and run.stats != NULL:
             _mean_squares(e, run, &past)
-        if run.stop:
+        if run.stop == done:
             break
+    if tid == 0:    # once: others read what stands beside it
+        run.done = done
     fmb_fp_leave(fp)
 
 
@@ -88,12 +99,10 @@ cdef void _mini_batch(Engine *e, Run *run, int64_t step, int threads, Mini *mini
 
 
 cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
-    """What goes through of the mini-batch from row `mini.row` on: all, some parts, or a piece."""
+    """What goes through of the mini-batch from row `mini.row` on: all, or some parts."""
     mini.rows = mini.batch_rows - mini.row
     if run.together > 0:
         mini.rows = min(mini.rows, run.together)
-    elif run.piece > 0:
-        mini.rows = min(mini.rows, run.piece)
     mini.part = min(mini.rows, run.rules.part_rows or mini.rows)
     mini.last = mini.row + mini.rows == mini.batch_rows
     mini.block_rows = _block_rows(e, mini.rows, threads, e.room)
@@ -187,7 +196,7 @@ cdef void _sum_part(Engine *e, Run *run, Mini *mini, int64_t first, int64_t rows
     cdef double squares[8]
     cdef double norms[8]
     cdef double largest = 0, scale, square
-    cdef int64_t block = first // mini.block_rows if rows > 0 else 0, r, i = 0, row = mini.row + first
+    cdef int64_t block = mini.place + (first // mini.block_rows if rows > 0 else 0), r, i = 0, row = mini.row + first
     cdef double *stats
     if run.piece == 0 or row == 0:     # else they go on from the piece before
         memset(e.lanes, 0, sizeof(e.lanes))
@@ -323,6 +332,11 @@ cdef void _rows(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
         _each_row(e, run, mini, home, first, blocks)
 
 
+cdef inline int64_t _first_row(Mini *mini, int64_t block) noexcept nogil:
+    """The first row of a block, by its place in the arena."""
+    return (block - mini.place) * mini.block_rows
+
+
 cdef inline int64_t _slot(Engine *e, int64_t first, int64_t b) noexcept nogil:
     """Where block `first` + b is in what is kept on the way: of a group of blocks, or of all, for all threads."""
     return b + (first if e.n_cuts > 0 else 0)
@@ -358,7 +372,7 @@ cdef inline int _input_side(Stage *s) noexcept nogil:
 cdef void _rows_in(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t b, int squares) noexcept nogil:
     """Block `first` + b, or those of its features that are the thread's own: gathered, and the operations on input;
     and `squares`, where norms are wanted, while the features are near."""
-    cdef int64_t row = (first + b) * mini.block_rows, low = home.first_row, high = low + home.source.columns, end
+    cdef int64_t row = _first_row(mini, first + b), low = home.first_row, high = low + home.source.columns, end
     cdef int rows = <int> min(mini.block_rows, mini.rows - row)
     cdef char *x = e.stages[0].x + (first + b) * e.stages[0].x_block * e.size
     cdef char *d = NULL
@@ -415,7 +429,7 @@ cdef void _rows_forward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t f
                         out + (b * block + low * e.rb) * e.size)
             d = NULL if s.derivative != FACTOR else _own(e, home.d, i, first, b, low)
             _apply(e, s.ops, s.n_ops, out + (b * block + low * e.rb) * e.size, d, low, high - low,
-                   run.t + mini.step, run.row + mini.row + (first + b) * mini.block_rows, e.dropout)
+                   run.t + mini.step, run.row + mini.row + _first_row(mini, first + b), e.dropout)
         fmb_barrier_wait(&e.barrier, part, parts)
 
 
@@ -432,7 +446,7 @@ cdef void _rows_backward(Engine *e, Run *run, Mini *mini, Worker *home, int64_t 
         s = &e.stages[i]
         _panels(&low, &high, s.n_out, e.rb, part, parts)
         for b in range(blocks if i != top else 0):
-            rows = <int> min(mini.block_rows, mini.rows - (first + b) * mini.block_rows)
+            rows = <int> min(mini.block_rows, mini.rows - _first_row(mini, first + b))
             da = _gradient(e, home, s.side, first, b) + low * e.rb * e.size
             d = NULL
             if s.derivative == FACTOR:
@@ -509,7 +523,7 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
     cdef fmb_gemm g
     cdef int64_t m, p, b, columns, depth
     cdef int64_t ahead = s.ahead if e.group > 1 or last - k == s.rows else 0  # relayed, near: the next are another's
-    cdef int rows = <int> min(mini.block_rows, mini.rows - first * mini.block_rows), tiled
+    cdef int rows = <int> min(mini.block_rows, mini.rows - _first_row(mini, first)), tiled
     cdef char *w
     cdef char *c
     if blocks == 1 and rows <= e.k.mr // 2:
@@ -609,12 +623,12 @@ cdef inline int64_t _to_ask(Engine *e, fmb_gemm *g) noexcept nogil:
 
 cdef int _vectors(Engine *e, Mini *mini, int64_t block) noexcept nogil:
     """Vectors that the rows of a block fill."""
-    return 2 if min(mini.block_rows, mini.rows - block * mini.block_rows) > e.k.lanes else 1
+    return 2 if min(mini.block_rows, mini.rows - _first_row(mini, block)) > e.k.lanes else 1
 
 
 cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char *z) noexcept nogil:
     """The block's row losses, and its output gradient in place of the outputs."""
-    cdef int64_t row = block * mini.block_rows
+    cdef int64_t row = _first_row(mini, block)
     cdef int64_t position = mini.begin + row
     cdef int r, rows = <int> min(mini.block_rows, mini.rows - row)
     cdef double value, scale = _scale(run, mini)
@@ -702,35 +716,92 @@ cdef inline void _take_tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker
     """What is left of an owner's tiles."""
     cdef int64_t tile = fmb_take(next, chunk)
     while tile < last:
-        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last))
+        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last), SUM | UPDATE)
         tile = fmb_take(next, chunk)
+
+
+cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
+    """A mini-batch in pieces, each through both sweeps by one thread: of every tile the sum goes on from what the piece
+    before has left, whoever had that. Ends when the thread's own tiles, which it has yet to update, are complete."""
+    cdef Worker *me = &e.workers[tid]
+    cdef int64_t pieces = max(<int64_t> 1, _ceil(mini.batch_rows, run.piece)), at = tid, block
+    cdef int64_t end = me.taken + max(<int64_t> 0, pieces - threads)
+    cdef Mini piece = mini[0]
+    piece.place = tid * _piece_blocks(e, run.piece)
+    while at < pieces:
+        piece.row = at * run.piece
+        piece.begin = mini.begin + piece.row
+        piece.rows = piece.part = min(run.piece, mini.batch_rows - piece.row)
+        piece.block_rows = e.rb
+        piece.blocks = _ceil(piece.rows, e.rb)
+        piece.turn = me.added + <int32_t> at
+        for block in range(piece.place, piece.place + piece.blocks):
+            _rows(e, run, &piece, me, block, 1, 0, 0, 1)
+        fmb_wait(&e.barrier, tid, threads, _added(e, 0), piece.turn - 1)
+        _sum(e, run, &piece)
+        _expect(e, run, &piece, me, tid, threads)
+        _tiles(e, run, &piece, me, me, 0, e.total_tiles, SUM)
+        at = threads + fmb_take_below(&e.next_piece, end) - me.taken if end > me.taken else pieces
+    me.taken = end
+    me.added += <int32_t> pieces
+    mini.turn = me.added
+    _round_coefficients(e, run, me, mini.step)
+    fmb_wait(&e.barrier, tid, threads, _added(e, min(me.next_tile, e.total_tiles - 1)), mini.turn - 1)
+
+
+cdef void _balance(Engine *e, Run *run, int tid, int threads) noexcept nogil:
+    """A thread's own tiles where all that is left to do is their update: as many weights as others'."""
+    cdef Worker *me = &e.workers[tid]
+    cdef int64_t tile, before = 0, total = e.weight_bytes // e.size
+    cdef int i
+    cdef Stage *s
+    me.source = run.batch.X
+    me.first_row = 0
+    me.next_tile = me.last_tile = e.total_tiles
+    for i in range(e.n_stages):
+        s = &e.stages[i]
+        for tile in range(s.tiles):
+            if before * threads >= tid * total:
+                me.next_tile = min(me.next_tile, s.first_tile + tile)
+            if before * threads >= (tid + 1) * total:
+                me.last_tile = min(me.last_tile, s.first_tile + tile)
+            before += (min(<int64_t> e.k.mr, s.rows - tile // s.panels * e.k.mr)
+                       * min(<int64_t> e.rb, s.columns - tile % s.panels * e.rb))
 
 
 cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int threads) noexcept nogil:
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each
     tile a few cache lines, since all at once they would be waited for."""
     cdef Batch *batch = &run.batch
-    cdef int64_t next = mini.begin + mini.rows, blocks, lines
+    cdef int64_t next = mini.begin + mini.rows, blocks, lines, skipped = threads * run.piece
     cdef int64_t rows = min(mini.rows, batch.n - next)
+    if run.piece > 0:   # what is probably this thread's next piece
+        if mini.row + skipped < mini.batch_rows:
+            next, rows = mini.begin + skipped, min(run.piece, mini.batch_rows - mini.row - skipped)
+        else:
+            next = mini.begin - mini.row + mini.batch_rows + tid * run.piece
+            rows = min(run.piece, batch.n - next)
     me.expected.first = me.expected.last = me.expected.at = 0
     if (mini.step + 1 < run.steps or not mini.last) and batch.offsets == NULL and rows > 0 and batch.X.col_stride > 0:
         me.expected.first, me.expected.last = next, next + rows
-        if not mini.relay:
+        if not mini.relay and run.piece == 0:
             blocks = (rows + mini.block_rows - 1) // mini.block_rows
             me.expected.first = next + min(rows, tid * blocks // threads * mini.block_rows)
             me.expected.last = next + min(rows, (tid + 1) * blocks // threads * mini.block_rows)
         lines = (me.expected.last - me.expected.first) * ((me.source.columns * me.source.col_stride + 63) // 64)
-        me.expected_lines = 1 + lines * threads // e.total_tiles
+        me.expected_lines = 1 + lines * (threads if run.piece == 0 else 1) // e.total_tiles
 
 
-cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int64_t tile, int64_t end) noexcept nogil:
+cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int64_t tile, int64_t end,
+                 int work) noexcept nogil:
     """An owner's tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's
-    gradient is, and the update of w."""
+    gradient is, and the update of w. Or one of the two, where mini-batches go in pieces: into sums, or from them."""
     cdef int i = 0, rows, tall, vectors
     cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height, waiting, place
     cdef int64_t part, parts = _parts(mini), part_blocks = mini.part // mini.block_rows
-    cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0, complete = mini.last or not piece
-    cdef int ask = run.ask and complete, squares = run.stats != NULL and not run.stored
+    cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0
+    cdef int ask = run.ask and work & UPDATE, squares = run.stats != NULL and not run.stored
+    cdef int tid = <int> (me - e.workers), threads = run.threads
     cdef char *sums = me.tile
     cdef char *x
     cdef char *dz
@@ -779,7 +850,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             at = m * s.columns + (panel + p) * e.rb
             place = s.first_tile + m // e.k.mr * s.panels + panel + p
             if piece:
-                sums = e.pieces + place * _tile_bytes(e)
+                sums = _sums(e, place)
             g.squares = e.tile_squares + 4 * place * e.size if squares else NULL
             tall, vectors = rows, 2 if columns > e.k.lanes else 1
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
@@ -789,12 +860,17 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                 _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&me.source, run.batch.order, &me.expected, me.expected_lines)
-            if mini.rows == 0:
+            if piece:
+                fmb_wait(&e.barrier, tid, threads, _added(e, place), mini.turn - 1)
+            if not work & SUM:
+                pass
+            elif mini.rows == 0:
                 memset(sums, 0, _tile_bytes(e))
                 if squares:
                     memset(g.squares, 0, 4 * e.size)
             elif s.kind == LINEAR:
-                x, dz = s.x + m * e.rb * e.size, s.dz + (panel + p) * s.panel_stride * e.size
+                x = s.x + (mini.place * s.x_block + m * e.rb) * e.size
+                dz = s.dz + ((panel + p) * s.panel_stride + mini.place * e.rb * e.rb) * e.size
                 g.blocks, g.k_last = part_blocks, g.k
                 for part in range(parts - 1):
                     before.kind = FMB_GRADIENT if run.row + mini.row + part == 0 else FMB_ACCUMULATE
@@ -812,8 +888,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                     _squares_of(e, sums, rows, columns, g.c_m, <char *> g.squares)
             if into.completes:
                 _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, sums)
-            if complete:
+            if work & UPDATE:
                 _update(e, s, &into, at, rows, columns, sums, e.rb)
+            else:
+                fmb_advance(_added(e, place))
             waiting += tiled
             if tiled and (waiting == TOGETHER or p + 1 == width or tile + 1 == last):
                 _tile(e, s, m, rows, (panel + p + 1 - waiting) * e.rb, min(s.n_out, (panel + p + 1) * e.rb))
@@ -1156,7 +1234,7 @@ cdef void _infer_work(Engine *e, Batch *batch, char *result, double *losses, dou
     cdef Worker *me = &e.workers[tid]
     cdef Mini mini
     cdef int64_t first
-    mini.begin = 0
+    mini.begin = mini.place = 0
     mini.rows = batch.n
     mini.block_rows = _block_rows(e, mini.rows, threads, mini.rows)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
