@@ -521,45 +521,49 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
     """out[o][row] = sum over i of w[i][o] x[i][row], low <= o < high, for each block; weights are looked at once
     for all of them. Rows `k` .. `last` - 1 of the matrix: if k isn't 0, the sum goes on from what is there."""
     cdef fmb_gemm g
-    cdef int64_t m, p, b, columns, depth
+    cdef int64_t m, p, b, columns, depth, step, ask, mr = e.k.mr, rb = e.rb, size = e.size, stride = s.n_out
     cdef int64_t ahead = s.ahead if e.group > 1 or last - k == s.rows else 0  # relayed, near: the next are another's
     cdef int rows = <int> min(mini.block_rows, mini.rows - _first_row(mini, first)), tiled
     cdef char *w
     cdef char *c
-    if blocks == 1 and rows <= e.k.mr // 2:
+    if blocks == 1 and rows <= mr // 2:
         low = _forward_few(e, s, rows, x, out, k, last, low, high)
-    tiled = e.tiled and s.tiled != NULL and low % e.k.mr == 0
+    tiled = e.tiled and s.tiled != NULL and low % mr == 0
     depth = s.rows if blocks == 1 or tiled else KC
-    g.a_m, g.a_k, g.a_block = 1, e.k.mr if tiled else s.n_out, 0
-    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = e.rb, 0, e.rb, 1, NULL
+    g.a_m, g.a_k, g.a_block = 1, mr if tiled else stride, 0
+    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = rb, 0, rb, 1, NULL
     while k < last:
         g.k = g.k_last = min(depth, last - k)
         m = low
         if blocks > 1 and s.packed and not tiled:
-            g.a_k, g.ask_step = e.k.mr, _to_ask(e, &g)
+            g.a_k, g.ask_step = mr, _to_ask(e, &g)
             while m < high:
-                columns = min(PANELS * e.k.mr, high - m)
-                e.k.pack(s.w + (k * s.n_out + m) * e.size, s.n_out, g.k, columns, 0, me.packed, g.k * e.k.mr)
+                columns = min(PANELS * mr, high - m)
+                e.k.pack(s.w + (k * stride + m) * size, stride, g.k, columns, 0, me.packed, g.k * mr)
                 for b in range(blocks):
                     p = 0
                     while p < columns:
-                        c = out + (b * out_block + (m + p) * e.rb) * e.size
-                        g.ask = c + e.k.mr * e.rb * e.size
-                        e.k.gemm(&g, <int> min(<int64_t> e.k.mr, columns - p), _vectors(e, mini, first + b), k > 0,
-                                 me.packed + p * g.k * e.size, x + (b * x_block + k * e.rb) * e.size, c)
-                        p += e.k.mr
+                        c = out + (b * out_block + (m + p) * rb) * size
+                        g.ask = c + mr * rb * size
+                        e.k.gemm(&g, <int> min(mr, columns - p), _vectors(e, mini, first + b), k > 0,
+                                 me.packed + p * g.k * size, x + (b * x_block + k * rb) * size, c)
+                        p += mr
                 m += columns
+        if tiled:   # what is next is asked for: the next tile
+            w, step = s.tiled + (m // mr * s.rows + k) * mr * size, s.rows * mr * size
+            ask, g.ask_step = step, mr * size
+        else:       # some rows on
+            w, step = s.w + (k * stride + m) * size, mr * size
+            ask, g.ask_step = ahead * stride * size, stride * size if ahead > 0 else 0
+        c = out + m * rb * size
         while m < high:
-            if tiled:   # what is next is asked for: the next tile
-                w = s.tiled + (m // e.k.mr * s.rows + k) * e.k.mr * e.size
-                g.ask, g.ask_step = w + s.rows * e.k.mr * e.size, e.k.mr * e.size
-            else:       # some rows on
-                w = s.w + (k * s.n_out + m) * e.size
-                g.ask, g.ask_step = w + ahead * s.n_out * e.size, s.n_out * e.size if ahead > 0 else 0
+            g.ask = w + ask
             for b in range(blocks):
-                e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0, w,
-                         x + (b * x_block + k * e.rb) * e.size, out + (b * out_block + m * e.rb) * e.size)
-            m += e.k.mr
+                e.k.gemm(&g, <int> min(mr, high - m), _vectors(e, mini, first + b), k > 0, w,
+                         x + (b * x_block + k * rb) * size, c + b * out_block * size)
+            m += mr
+            w += step
+            c += mr * rb * size
         k += depth
 
 
@@ -598,21 +602,25 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
                     int64_t block, int64_t low, int64_t high) noexcept nogil:
     """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
     cdef fmb_gemm g
-    cdef int64_t k, m, b, depth = s.n_out if blocks == 1 else KC
-    g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
-    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = e.rb, 0, e.rb, 1, NULL
+    cdef int64_t k, m, b, mr = e.k.mr, rb = e.rb, size = e.size, stride = s.n_out
+    cdef int64_t depth = stride if blocks == 1 else KC
+    cdef char *w
+    cdef char *c
+    g.a_m, g.a_k, g.a_block = stride, 1, 0
+    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = rb, 0, rb, 1, NULL
     k = 0
-    while k < s.n_out:
-        g.k = g.k_last = min(depth, s.n_out - k)
+    while k < stride:
+        g.k = g.k_last = min(depth, stride - k)
         g.ask_step = _to_ask(e, &g)
-        m = low
+        m, w, c = low, s.w + (low * stride + k) * size, dx + low * rb * size
         while m < high:
             for b in range(blocks):
-                g.ask = dx + ((b + 1) * block + m * e.rb if b + 1 < blocks else (m + e.k.mr) * e.rb) * e.size
-                e.k.gemm(&g, <int> min(<int64_t> e.k.mr, high - m), _vectors(e, mini, first + b), k > 0,
-                         s.w + (m * s.n_out + k) * e.size, dz + (b * block + k * e.rb) * e.size,
-                         dx + (b * block + m * e.rb) * e.size)
-            m += e.k.mr
+                g.ask = c + ((b + 1) * block if b + 1 < blocks else mr * rb) * size
+                e.k.gemm(&g, <int> min(mr, high - m), _vectors(e, mini, first + b), k > 0, w,
+                         dz + (b * block + k * rb) * size, c + b * block * size)
+            m += mr
+            w += mr * stride * size
+            c += mr * rb * size
         k += depth
 
 
@@ -799,6 +807,9 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     cdef int i = 0, rows, tall, vectors
     cdef int64_t m, panel, across, width, p, many, last, at, columns, top, bottom, height, waiting, place
     cdef int64_t part, parts = _parts(mini), part_blocks = mini.part // mini.block_rows
+    cdef int64_t last_blocks = mini.blocks - (parts - 1) * part_blocks
+    cdef int64_t last_rows = mini.rows - (mini.blocks - 1) * mini.block_rows
+    cdef int64_t mr = e.k.mr, rb = e.rb, size = e.size
     cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0
     cdef int ask = run.ask and work & UPDATE, squares = run.stats != NULL and not run.stored
     cdef int tid = <int> (me - e.workers), threads = run.threads
@@ -816,42 +827,43 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         i += 1
         if tile >= s.first_tile + s.tiles:
             continue
-        g.a_m, g.a_k, g.a_block = e.rb, 1, s.x_block
+        g.a_m, g.a_k, g.a_block = rb, 1, s.x_block
         g.ask, g.ask_step = s.x, 0
-        g.b_k, g.b_block = e.rb, e.rb * e.rb
-        g.c_m = s.columns if s.panels == 1 else e.rb
+        g.b_k, g.b_block = rb, rb * rb
+        g.c_m = s.columns if s.panels == 1 else rb
         g.k = mini.block_rows
         m, panel, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
         top, bottom = 0, s.rows
         if mini.relay and s == e.stages:
             top, bottom = owner.first_row, owner.last_row
-            m -= top // e.k.mr * s.panels
-            height = (bottom - top + e.k.mr - 1) // e.k.mr
+            m -= top // mr * s.panels
+            height = (bottom - top + mr - 1) // mr
         # Tiles go along rows of weights as far as the panels of output gradients under them stay near; then down.
-        if across * mini.rows * e.rb * e.size > ACROSS_BYTES:
-            across = max(<int64_t> 1, ACROSS_BYTES // (mini.rows * e.rb * e.size))
+        if across * mini.rows * rb * size > ACROSS_BYTES:
+            across = max(<int64_t> 1, ACROSS_BYTES // (mini.rows * rb * size))
             panel = m // (height * across) * across
             m -= panel * height
         width = min(across, s.panels - panel)
         p = m % width
-        m = top + m // width * e.k.mr
+        m = top + m // width * mr
+        place = s.first_tile + m // mr * s.panels + panel
         last = min(end, s.first_tile + s.tiles)
         tiled, waiting = e.tiled and s.tiled != NULL, 0
         while tile < last:
-            rows = <int> min(<int64_t> e.k.mr, bottom - m)
+            rows = <int> min(mr, bottom - m)
             if (mini.rows == 1 and not tiled and p == 0 and 1 < s.panels == width <= last - tile and s.kind == LINEAR
                     and run.stats == NULL and not into.completes and not piece):
                 many = (last - tile) // width   # whole rows of tiles
-                _update_outer(e, s, &into, m, min(many * e.k.mr, bottom - m))
+                _update_outer(e, s, &into, m, min(many * mr, bottom - m))
                 tile += many * width
-                m += many * e.k.mr
+                m += many * mr
+                place += many * s.panels
                 continue
-            columns = min(<int64_t> e.rb, s.columns - (panel + p) * e.rb)
-            at = m * s.columns + (panel + p) * e.rb
-            place = s.first_tile + m // e.k.mr * s.panels + panel + p
+            columns = min(rb, s.columns - (panel + p) * rb)
+            at = m * s.columns + (panel + p) * rb
             if piece:
-                sums = _sums(e, place)
-            g.squares = e.tile_squares + 4 * place * e.size if squares else NULL
+                sums = _sums(e, place + p)
+            g.squares = e.tile_squares + 4 * (place + p) * size if squares else NULL
             tall, vectors = rows, 2 if columns > e.k.lanes else 1
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
                 columns *= rows
@@ -861,49 +873,50 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&me.source, run.batch.order, &me.expected, me.expected_lines)
             if piece:
-                fmb_wait(&e.barrier, tid, threads, _added(e, place), mini.turn - 1)
+                fmb_wait(&e.barrier, tid, threads, _added(e, place + p), mini.turn - 1)
             if not work & SUM:
                 pass
             elif mini.rows == 0:
                 memset(sums, 0, _tile_bytes(e))
                 if squares:
-                    memset(g.squares, 0, 4 * e.size)
+                    memset(g.squares, 0, 4 * size)
             elif s.kind == LINEAR:
-                x = s.x + (mini.place * s.x_block + m * e.rb) * e.size
-                dz = s.dz + ((panel + p) * s.panel_stride + mini.place * e.rb * e.rb) * e.size
-                g.blocks, g.k_last = part_blocks, g.k
+                x = s.x + (mini.place * s.x_block + m * rb) * size
+                dz = s.dz + ((panel + p) * s.panel_stride + mini.place * rb * rb) * size
                 for part in range(parts - 1):
                     before.kind = FMB_GRADIENT if run.row + mini.row + part == 0 else FMB_ACCUMULATE
+                    g.blocks, g.k_last = part_blocks, g.k
                     e.k.gemm(&g, tall, vectors, 0, x, dz, sums)
-                    _update(e, s, &before, at, rows, columns, sums, e.rb)
-                    x += part_blocks * s.x_block * e.size
-                    dz += part_blocks * e.rb * e.rb * e.size
-                g.blocks = mini.blocks - (parts - 1) * part_blocks
-                g.k_last = mini.rows - (mini.blocks - 1) * g.k
+                    _update(e, s, &before, at, rows, columns, sums, rb)
+                    x += part_blocks * s.x_block * size
+                    dz += part_blocks * rb * rb * size
+                g.blocks, g.k_last = last_blocks, last_rows
                 e.k.gemm(&g, tall, vectors, load, x, dz, sums)
             else:
-                _layer_gradient(e, s, mini, (panel + p) * e.rb, min(<int64_t> e.rb, s.columns - (panel + p) * e.rb),
+                _layer_gradient(e, s, mini, (panel + p) * rb, min(rb, s.columns - (panel + p) * rb),
                                 g.c_m, sums)
                 if squares:
                     _squares_of(e, sums, rows, columns, g.c_m, <char *> g.squares)
             if into.completes:
-                _complete(e, run, &into, (s.offset + at) * e.size, rows, columns, s.columns, sums)
+                _complete(e, run, &into, (s.offset + at) * size, rows, columns, s.columns, sums)
             if work & UPDATE:
-                _update(e, s, &into, at, rows, columns, sums, e.rb)
+                _update(e, s, &into, at, rows, columns, sums, rb)
             else:
-                fmb_advance(_added(e, place))
+                fmb_advance(_added(e, place + p))
             waiting += tiled
             if tiled and (waiting == TOGETHER or p + 1 == width or tile + 1 == last):
-                _tile(e, s, m, rows, (panel + p + 1 - waiting) * e.rb, min(s.n_out, (panel + p + 1) * e.rb))
+                _tile(e, s, m, rows, (panel + p + 1 - waiting) * rb, min(s.n_out, (panel + p + 1) * rb))
                 waiting = 0
             tile += 1
             p += 1
             if p == width:
                 p = 0
-                m += e.k.mr
+                m += mr
+                place += s.panels
                 if m >= bottom:
                     m = top
                     panel += width
+                    place = s.first_tile + m // mr * s.panels + panel
                     width = min(across, s.panels - panel)
 
 
