@@ -298,7 +298,7 @@ cdef int64_t _piece(Engine *e, Run *run, int threads) noexcept nogil:
     most = (PIECE_BYTES // e.row_bytes // (4 * e.rb) + 1) * 4 * e.rb
     if threads == 1:
         return most if 2 * most <= run.batch_size else 0
-    if run.batch_size * e.row_bytes < CHAINED * e.weight_bytes:
+    if run.batch_size * e.row_bytes < 2 * e.weight_bytes + e.total_tiles * TILE_BYTES:   # sums go on, and back
         return 0
     rows = _ceil(run.batch_size, threads * _ceil(run.batch_size, threads * most))
     rows = _ceil(rows, max(<int64_t> 8, e.k.lanes)) * max(<int64_t> 8, e.k.lanes)
