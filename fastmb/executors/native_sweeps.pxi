@@ -30,9 +30,7 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
                 _sum(e, run, &mini)
         if run.bad:
             break
-        if run.piece > 0:
-            _tiles(e, run, &mini, me, me, me.next_tile, me.last_tile, UPDATE)
-        elif run.sweep:
+        if run.sweep and run.piece == 0:
             _weight_sweep(e, run, &mini, tid, threads)
         if run.stored and mini.last and not run.applied and not _at_once(run):
             fmb_barrier_wait(&e.barrier, tid, threads)
@@ -730,11 +728,13 @@ cdef inline void _take_tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker
 
 cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """A mini-batch in pieces, each through both sweeps by one thread: of every tile the sum goes on from what the piece
-    before has left, whoever had that. Ends when the thread's own tiles, which it has yet to update, are complete."""
+    before has left, whoever had that. When all pieces are in, a thread updates the weights under its own tiles."""
     cdef Worker *me = &e.workers[tid]
     cdef int64_t pieces = max(<int64_t> 1, _ceil(mini.batch_rows, run.piece)), at = tid, block
     cdef int64_t end = me.taken + max(<int64_t> 0, pieces - threads)
     cdef Mini piece = mini[0]
+    cdef int updated = 0
+    _round_coefficients(e, run, me, mini.step)
     piece.place = tid * _piece_blocks(e, run.piece)
     while at < pieces:
         piece.row = at * run.piece
@@ -748,17 +748,25 @@ cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
         fmb_wait(&e.barrier, tid, threads, _added(e, 0), piece.turn - 1)
         _sum(e, run, &piece)
         _expect(e, run, &piece, me, tid, threads)
-        _tiles(e, run, &piece, me, me, 0, e.total_tiles, SUM)
+        if at < pieces - 1 or run.bad:
+            _tiles(e, run, &piece, me, me, 0, e.total_tiles, SUM)
+        else:   # the last to have a tile; and all rows are known to be finite
+            _tiles(e, run, &piece, me, me, 0, me.next_tile, SUM)
+            _tiles(e, run, &piece, me, me, me.next_tile, me.last_tile, SUM | UPDATE)
+            _tiles(e, run, &piece, me, me, me.last_tile, e.total_tiles, SUM)
+            updated = 1
         at = threads + fmb_take_below(&e.next_piece, end) - me.taken if end > me.taken else pieces
     me.taken = end
     me.added += <int32_t> pieces
     mini.turn = me.added
-    _round_coefficients(e, run, me, mini.step)
-    fmb_wait(&e.barrier, tid, threads, _added(e, min(me.next_tile, e.total_tiles - 1)), mini.turn - 1)
+    if not updated:
+        fmb_wait(&e.barrier, tid, threads, _added(e, min(me.next_tile, e.total_tiles - 1)), mini.turn - 1)
+        if not run.bad:
+            _tiles(e, run, mini, me, me, me.next_tile, me.last_tile, UPDATE)
 
 
 cdef void _balance(Engine *e, Run *run, int tid, int threads) noexcept nogil:
-    """A thread's own tiles where all that is left to do is their update: as many weights as others'."""
+    """A thread's own tiles where it has to update no others: as many weights as others'."""
     cdef Worker *me = &e.workers[tid]
     cdef int64_t tile, before = 0, total = e.weight_bytes // e.size
     cdef int i
@@ -809,7 +817,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     cdef int64_t part, parts = _parts(mini), part_blocks = mini.part // mini.block_rows
     cdef int64_t last_blocks = mini.blocks - (parts - 1) * part_blocks
     cdef int64_t last_rows = mini.rows - (mini.blocks - 1) * mini.block_rows
-    cdef int64_t mr = e.k.mr, rb = e.rb, size = e.size
+    cdef int64_t mr = e.k.mr, rb = e.rb, size = e.size, near = run.piece or mini.rows   # the same for all pieces
     cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0
     cdef int ask = run.ask and work & UPDATE, squares = run.stats != NULL and not run.stored
     cdef int tid = <int> (me - e.workers), threads = run.threads
@@ -839,8 +847,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             m -= top // mr * s.panels
             height = (bottom - top + mr - 1) // mr
         # Tiles go along rows of weights as far as the panels of output gradients under them stay near; then down.
-        if across * mini.rows * rb * size > ACROSS_BYTES:
-            across = max(<int64_t> 1, ACROSS_BYTES // (mini.rows * rb * size))
+        if across * near * rb * size > ACROSS_BYTES:
+            across = max(<int64_t> 1, ACROSS_BYTES // (near * rb * size))
             panel = m // (height * across) * across
             m -= panel * height
         width = min(across, s.panels - panel)
@@ -901,7 +909,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                 _complete(e, run, &into, (s.offset + at) * size, rows, columns, s.columns, sums)
             if work & UPDATE:
                 _update(e, s, &into, at, rows, columns, sums, rb)
-            else:
+            if piece and work & SUM:
                 fmb_advance(_added(e, place + p))
             waiting += tiled
             if tiled and (waiting == TOGETHER or p + 1 == width or tile + 1 == last):
