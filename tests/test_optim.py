@@ -183,17 +183,39 @@ def test_misuse_is_named(make, error, message):
     ],
     ids=lambda optimizer: f"{type(optimizer).__name__}{'' if optimizer.constant else ', scheduled'}",
 )
-def test_a_step_takes_the_coefficients_of_its_own_update(optimizer):
-    """Those of constant hyper-parameters are made some updates at a time."""
+def test_updates_take_the_coefficients_of_their_own_number(optimizer):
+    """Those of constant hyper-parameters are made many updates at a time."""
     trainer = mb.Trainer(mb.mlp([4, 3, 2]), optimizer=optimizer)
     for chosen in (optimizer, replace(optimizer, groups={"0.weight": {"lr": 0.25}})):
         trainer.optimizer = chosen
-        for trainer.t in (0, 1, 62, 63, 64, 65, 127, 128, 1000, 5):
-            rates = chosen.learning_rates(trainer.t, 1)
+        for trainer.t, n in (
+            (0, 1),
+            (1, 300),
+            (301, 723),
+            (1024, 1),
+            (1025, 2),
+            (1023, 1),
+            (600, 1400),
+            (5, 1),
+            (6, 40),
+        ):
+            rates = chosen.learning_rates(trainer.t, n)
             for found, expected in zip(
-                trainer._coefficients(1), (rates, chosen.coefficients(trainer.t, 1, rates)), strict=True
+                trainer._coefficients(n), (rates, chosen.coefficients(trainer.t, n, rates)), strict=True
             ):
                 np.testing.assert_array_equal(found, expected)
+
+
+def test_coefficients_of_short_epochs_are_not_made_in_each(monkeypatch):
+    made = []
+    coefficients = mb.Adam.coefficients
+    monkeypatch.setattr(mb.Adam, "coefficients", lambda self, t, n, lr: made.append(n) or coefficients(self, t, n, lr))
+    trainer = mb.Trainer(mb.mlp([4, 3, 2]), optimizer=mb.Adam(), batch_size=1)
+    X, y = np.ones((100, 4), np.float32), np.zeros(100, np.int64)
+    trainer.fit(X, y, max_epochs=10, verbose=0)
+    for _ in range(24):
+        trainer.step(X, y)
+    assert made == [1024]
 
 
 def test_a_function_of_the_step_is_called_at_its_step():
