@@ -12,6 +12,7 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     memset(&mini, 0, sizeof(Mini))
     me.handed = 0
     me.added, me.taken = 0, 0
+    me.expected.first = me.expected.last = 0    # those of another run may be past the end of this one's rows
     if e.tiled:
         _tile_all(e, tid, threads)
     _mini_batch(e, run, run.start, threads, &mini)
