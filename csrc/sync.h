@@ -55,7 +55,7 @@ static inline void fmb_spread(const fmb_barrier *b, int tid, int threads)
     if (sched_getaffinity(0, sizeof(allowed), &allowed))
         return;
     free = allowed;
-    for (int i = 0; i < threads; i++) {
+    for (int i = 0; i < threads && i < FMB_MAX_THREADS; i++) {
         const int32_t cpu = __atomic_load_n(&b->cpu[i], __ATOMIC_RELAXED);
         shared |= i != tid && cpu == fmb_cpu();
         if (i != tid && cpu >= 0 && cpu < CPU_SETSIZE)
@@ -68,12 +68,18 @@ static inline void fmb_spread(const fmb_barrier *b, int tid, int threads)
 #endif
 }
 
+/* Whether the counter at `place` is past `past`. Counters may wrap round. */
+static inline int fmb_past(const int32_t *place, int32_t past)
+{
+    return (int32_t)((uint32_t)__atomic_load_n(place, __ATOMIC_ACQUIRE) - (uint32_t)past) > 0;
+}
+
 /* Until the counter at `place`, which another thread moves on, is past `past`. */
 static inline void fmb_wait(const fmb_barrier *b, int tid, int threads, const int32_t *place, int32_t past)
 {
     const int32_t cpu = fmb_cpu();
     for (int spins = 0; spins < FMB_SPINS; spins++) {
-        if (__atomic_load_n(place, __ATOMIC_ACQUIRE) - past > 0)
+        if (fmb_past(place, past))
             return;
         if (spins == FMB_FEW_SPINS && cpu >= 0 && fmb_shared(b, tid, threads, cpu))
             break;
@@ -85,7 +91,7 @@ static inline void fmb_wait(const fmb_barrier *b, int tid, int threads, const in
 #endif
     }
     fmb_spread(b, tid, threads);
-    for (int yields = 0; __atomic_load_n(place, __ATOMIC_ACQUIRE) - past <= 0; yields++) {
+    for (int yields = 0; !fmb_past(place, past); yields++) {
         const struct timespec nap = {0, 50000};
         if (yields < FMB_YIELDS)
             sched_yield();
@@ -103,7 +109,7 @@ static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
         __atomic_store_n(&b->cpu[tid], cpu, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
         __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&b->generation, generation + 1, __ATOMIC_RELEASE);
+        __atomic_store_n(&b->generation, (int32_t)((uint32_t)generation + 1), __ATOMIC_RELEASE);
         return;
     }
     fmb_wait(b, tid, threads, &b->generation, generation);
@@ -112,7 +118,7 @@ static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
 /* One step on, for who waits for that. */
 static inline void fmb_advance(int32_t *counter)
 {
-    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(counter, (int32_t)((uint32_t)*counter + 1), __ATOMIC_RELEASE);
 }
 
 /* Take `count` pieces from a counter; the first of them. */

@@ -54,7 +54,7 @@ class Averaged:
         """The same where nothing but the updates' number makes a difference: many are made together, which takes calls
         of `step` and short epochs less time.
         """
-        if self._ahead is None or self._ahead[0] != self.optimizer or not self._ahead[1] <= t <= self._ahead[2] - n:
+        if self._ahead is None or self._ahead[0] is not self.optimizer or not self._ahead[1] <= t <= self._ahead[2] - n:
             many = max(n, _AHEAD)
             rates = self.optimizer.learning_rates(t, many)
             self._ahead = self.optimizer, t, t + many, rates, self.optimizer.coefficients(t, many, rates)

@@ -211,7 +211,8 @@ cdef class NativeExecutor(NativePlan):
             if self.varying:
                 self._vary(run.t, run.steps)
             threads = self._threads_for(flops, run.steps)
-            self._reserve(threads * _piece_blocks(&self.e, _piece(&self.e, run, threads)) * self.e.rb or rows, threads)
+            # Room for all threads' pieces is room for what one thread takes, too: a larger piece, or the whole.
+            self._reserve(threads * _ceil(_piece(&self.e, run, threads), self.e.rb) * self.e.rb or rows, threads)
             if threads > 1 and self.n_threads_asked is None and flops < TRIAL_FLOPS:
                 if run.steps > 1:
                     self._try_out(run, threads, fmb_now() + seconds)

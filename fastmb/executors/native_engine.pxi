@@ -74,8 +74,6 @@ cdef struct Worker:
     int64_t expected_lines
     char before[64]         # cache lines of their own
     int32_t handed          # pieces of the first stage that the next thread may go on with
-    int32_t added           # where mini-batches go in pieces: pieces of those before, that every tile's sum has had
-    int64_t taken           # and those of them that were taken
     char after[64]
 
 cdef struct Batch:
@@ -131,7 +129,7 @@ cdef struct Run:            # what one call works on
     int64_t start, done     # updates made before this region, and by now
     int64_t stop            # the updates made when all threads end, or -1; one may be a step ahead of another's look
     int bad
-    int threads
+    int threads             # that were asked for; there may be fewer
     int64_t piece           # rows of a mini-batch that go through both sweeps before the next; 0 for all
     int64_t together        # rows of as many parts as go through before the next
     int far                 # parameters and state don't stay near
@@ -161,7 +159,8 @@ cdef struct Mini:           # one mini-batch, or what goes through of it, worked
     int last                # these complete it
     double weight           # the sum that its mean is taken over
     int64_t place           # the first of its blocks in the arena
-    int32_t turn            # a piece's: what a tile's sum has had when it comes to this
+    int32_t turn            # where mini-batches go in pieces: those that a tile's sum has had when it comes to this one
+    int64_t taken           # and those before this mini-batch that threads took, beyond their first ones
 
 cdef struct Engine:         # a plan made ready to run
     const fmb_kernels *k
@@ -303,11 +302,6 @@ cdef int64_t _piece(Engine *e, Run *run, int threads) noexcept nogil:
     rows = _ceil(run.batch_size, threads * _ceil(run.batch_size, threads * most))
     rows = _ceil(rows, max(<int64_t> 8, e.k.lanes)) * max(<int64_t> 8, e.k.lanes)
     return rows if run.batch_size > (threads - 1) * rows else 0
-
-
-cdef inline int64_t _piece_blocks(Engine *e, int64_t rows) noexcept nogil:
-    """Blocks of a piece. Those of all threads' pieces have room for a whole mini-batch, or a piece, of one thread."""
-    return _ceil(rows, e.rb)
 
 
 cdef inline char *_sums(Engine *e, int64_t tile) noexcept nogil:

@@ -11,14 +11,15 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     cdef int64_t done = run.start
     memset(&mini, 0, sizeof(Mini))
     me.handed = 0
-    me.added, me.taken = 0, 0
     me.expected.first = me.expected.last = 0    # those of another run may be past the end of this one's rows
     if e.tiled:
         _tile_all(e, tid, threads)
     _mini_batch(e, run, run.start, threads, &mini)
     _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
     if run.piece > 0:
-        _balance(e, run, tid, threads)
+        me.source = run.batch.X     # all features
+        me.first_row = 0
+        _balance(e, tid, threads)
     fmb_barrier_wait(&e.barrier, tid, threads)
     while True:
         if run.piece > 0:
@@ -732,18 +733,18 @@ cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
     before has left, whoever had that. When all pieces are in, a thread updates the weights under its own tiles."""
     cdef Worker *me = &e.workers[tid]
     cdef int64_t pieces = max(<int64_t> 1, _ceil(mini.batch_rows, run.piece)), at = tid, block
-    cdef int64_t end = me.taken + max(<int64_t> 0, pieces - threads)
+    cdef int64_t end = mini.taken + max(<int64_t> 0, pieces - threads)
     cdef Mini piece = mini[0]
     cdef int updated = 0
     _round_coefficients(e, run, me, mini.step)
-    piece.place = tid * _piece_blocks(e, run.piece)
+    piece.place = tid * _ceil(run.piece, e.rb)
     while at < pieces:
         piece.row = at * run.piece
         piece.begin = mini.begin + piece.row
         piece.rows = piece.part = min(run.piece, mini.batch_rows - piece.row)
         piece.block_rows = e.rb
         piece.blocks = _ceil(piece.rows, e.rb)
-        piece.turn = me.added + <int32_t> at
+        piece.turn = mini.turn + <int32_t> at
         for block in range(piece.place, piece.place + piece.blocks):
             _rows(e, run, &piece, me, block, 1, 0, 0, 1)
         fmb_wait(&e.barrier, tid, threads, _added(e, 0), piece.turn - 1)
@@ -756,24 +757,21 @@ cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
             _tiles(e, run, &piece, me, me, me.next_tile, me.last_tile, SUM | UPDATE)
             _tiles(e, run, &piece, me, me, me.last_tile, e.total_tiles, SUM)
             updated = 1
-        at = threads + fmb_take_below(&e.next_piece, end) - me.taken if end > me.taken else pieces
-    me.taken = end
-    me.added += <int32_t> pieces
-    mini.turn = me.added
+        at = threads + fmb_take_below(&e.next_piece, end) - mini.taken
+    mini.taken = end
+    mini.turn += <int32_t> pieces
     if not updated:
         fmb_wait(&e.barrier, tid, threads, _added(e, min(me.next_tile, e.total_tiles - 1)), mini.turn - 1)
         if not run.bad:
             _tiles(e, run, mini, me, me, me.next_tile, me.last_tile, UPDATE)
 
 
-cdef void _balance(Engine *e, Run *run, int tid, int threads) noexcept nogil:
+cdef void _balance(Engine *e, int tid, int threads) noexcept nogil:
     """A thread's own tiles where it has to update no others: as many weights as others'."""
     cdef Worker *me = &e.workers[tid]
     cdef int64_t tile, before = 0, total = e.weight_bytes // e.size
     cdef int i
     cdef Stage *s
-    me.source = run.batch.X
-    me.first_row = 0
     me.next_tile = me.last_tile = e.total_tiles
     for i in range(e.n_stages):
         s = &e.stages[i]
@@ -790,16 +788,17 @@ cdef void _expect(Engine *e, Run *run, Mini *mini, Worker *me, int tid, int thre
     """The rows that this thread is going to gather in the next mini-batch: asked for little by little, with each
     tile a few cache lines, since all at once they would be waited for."""
     cdef Batch *batch = &run.batch
-    cdef int64_t next = mini.begin + mini.rows, blocks, lines, skipped = threads * run.piece
-    cdef int64_t rows = min(mini.rows, batch.n - next)
-    if run.piece > 0:   # what is probably this thread's next piece
-        if mini.row + skipped < mini.batch_rows:
-            next, rows = mini.begin + skipped, min(run.piece, mini.batch_rows - mini.row - skipped)
-        else:
-            next = mini.begin - mini.row + mini.batch_rows + tid * run.piece
-            rows = min(run.piece, batch.n - next)
+    cdef int64_t complete = mini.begin - mini.row + mini.batch_rows, end = batch.n, blocks, lines
+    cdef int64_t next = mini.begin + mini.rows, rows
+    if mini.step + 1 == run.steps:
+        end = complete
+    if run.piece > 0:   # probably this thread's next piece: the first of them are theirs by number
+        next = mini.begin + threads * run.piece
+        if next >= complete:
+            next = complete + tid * run.piece
+    rows = min(run.piece or mini.rows, end - next)
     me.expected.first = me.expected.last = me.expected.at = 0
-    if (mini.step + 1 < run.steps or not mini.last) and batch.offsets == NULL and rows > 0 and batch.X.col_stride > 0:
+    if batch.offsets == NULL and rows > 0 and batch.X.col_stride > 0:
         me.expected.first, me.expected.last = next, next + rows
         if not mini.relay and run.piece == 0:
             blocks = (rows + mini.block_rows - 1) // mini.block_rows
