@@ -4,7 +4,8 @@ A fit holds the parameters, the optimiser's states, and what one mini-batch need
 data, which stay where they are, nor the order of an epoch, 8 bytes a row. `Memory.kept` is the fit's way back from a
 loss that becomes NaN. Beside these there are each thread's scratch, the coefficients of the steps to come, and where
 tiles of weights are narrow a copy of up to 4 MB of them: a few hundred kilobytes to some megabytes. A large mini-batch
-of a small network goes in pieces, with less than is told here. A test compares the sum with what a process really takes.
+of a small network goes in pieces, with less than is told here. A test compares the sum with what a process really
+takes.
 """
 
 from __future__ import annotations
