@@ -73,6 +73,16 @@ def test_threads_that_hand_sums_on_have_the_bits_of_one(isa, dtype, batch_size, 
         assert rows > 0 or batch_size < max(100, 32 * threads)
 
 
+@pytest.mark.parametrize("isa", native.available_isas())
+def test_sums_are_handed_on_where_they_are_less_than_what_rows_leave(isa, monkeypatch):
+    monkeypatch.setenv("FASTMB_ISA", isa)
+    inputs, labels = RNG.standard_normal((512, 32)).astype(np.float32), RNG.integers(0, 10, 512)
+    for batch_size, handed_on in ((64, False), (512, True)):
+        trained = mb.Trainer(mb.mlp([32, 64, 64, 10]), batch_size=batch_size, n_threads=2)
+        trained.fit(inputs, labels, max_epochs=1, verbose=0)
+        assert (trained._executor.piece_rows > 0) == handed_on
+
+
 def test_steps_gradients_and_small_mini_batches_after_large_ones():
     one, other = trainer(n_threads=1), trainer(n_threads=1, executor="numpy", dtype="float64")
     other.net.flat[:] = one.net.flat
