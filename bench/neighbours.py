@@ -107,6 +107,7 @@ def row(case: str, seconds: float, rounds: int, others: dict[str, Callable[[], A
         found.setdefault(name, []).append(value)
 
     for _ in range(rounds):
+        one.us(seconds)  # who has been in company takes a moment to find how many threads are the fastest alone
         quiet = one.us(seconds)
         note("us alone", quiet)
         note(f"{2 * len(CORES)} threads", crowd.us(seconds) / quiet)

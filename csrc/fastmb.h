@@ -237,6 +237,9 @@ typedef struct {
      * `bits` give (n rounded up to 128). */
     void (*noise)(uint64_t seed, uint64_t t, int64_t matrix, const uint32_t *bits, double deviation, void *g, int64_t at,
                   int64_t n);
+
+    /* 0 .. n - 1 in the order of an epoch. */
+    void (*shuffle)(uint64_t key, int64_t n, int64_t *order);
 } fmb_kernels;
 
 /* The table for an instruction set and dtype; NULL where this build or this CPU has no such set. */

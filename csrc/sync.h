@@ -143,21 +143,6 @@ static inline double fmb_now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* The mixing function of SplitMix64 (Steele, Lea and Flood 2014) of x + its increment. */
-static inline uint64_t fmb_splitmix(uint64_t x)
-{
-    x += 0x9E3779B97F4A7C15ull;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
-    return x ^ (x >> 31);
-}
-
-/* A random 64-bit x as a number below n. */
-static inline int64_t fmb_scaled(uint64_t x, uint64_t n)
-{
-    return (int64_t)(((unsigned __int128)x * n) >> 64);
-}
-
 /* Denormals are zero inside a sweep: returns what to restore afterwards. */
 static inline uint64_t fmb_fp_enter(void)
 {

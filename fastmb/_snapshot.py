@@ -14,6 +14,7 @@ import atexit
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import is_
 from typing import Any, Self
 
 import numpy as np
@@ -40,6 +41,7 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
+        self._copied: list[tuple[np.ndarray, np.ndarray]] = []  # with their copies, where these are in memory
         self._file: Any = None
         self._can_spill, self._read = True, False
         self.in_file = False  # whether what was taken last is in a file
@@ -58,8 +60,17 @@ class Snapshot:
 
     def take(self, arrays: Sequence[np.ndarray]) -> None:
         """Copy the arrays; what was copied before is forgotten."""
+        taken = [array for array, _ in self._copied]
+        if len(arrays) != len(taken) or not all(map(is_, arrays, taken)):
+            self._begin(arrays)
+        for array, copy in self._copied:
+            copy[...] = array
+
+    def _begin(self, arrays: Sequence[np.ndarray]) -> None:
+        """Write the arrays to the file, if they go there, or make room for their copies."""
         size = sum(array.nbytes for array in arrays)
         self.in_file = size > IN_MEMORY and self._can_spill and self._spill(arrays)
+        self._copied = []
         if self.in_file:
             self._memory = np.empty(0, np.uint8)
             return
@@ -67,21 +78,18 @@ class Snapshot:
             self._memory = _room(size)
         at = 0
         for array in arrays:
-            self._memory[at : at + array.nbytes] = _bytes(array)
+            self._copied.append((array, self._memory[at : at + array.nbytes].view(array.dtype).reshape(array.shape)))
             at += array.nbytes
 
     def restore(self, arrays: Sequence[np.ndarray]) -> None:
         """Copy back into the arrays, as many as were taken."""
-        at = 0
         if self.in_file:
             self._read = True
             self._file.seek(0)
-        for array in arrays:
-            if self.in_file:
+            for array in arrays:
                 self._file.readinto(_bytes(array))
-            else:
-                _bytes(array)[:] = self._memory[at : at + array.nbytes]
-                at += array.nbytes
+        for array, (_, copy) in zip(arrays, self._copied, strict=not self.in_file):
+            array[...] = copy
 
     def _spill(self, arrays: Sequence[np.ndarray]) -> bool:
         """Write the arrays to the file, and say whether that could be done: there may be no room, or no folder."""

@@ -20,6 +20,7 @@ from fastmb.executors.native import NativeExecutor
 from fastmb.executors.numba import NumbaExecutor
 from fastmb.executors.reference import NumpyExecutor
 from fastmb.plan import views
+from fastmb.rng import _permutation
 
 ISAS = native.available_isas()
 FMA_ISAS = [isa for isa in ISAS if isa != "v2"]
@@ -391,6 +392,31 @@ def test_outputs_and_losses_in_inference_are_those_of_the_reference(compiled, an
             results += [out, losses, weights]
         for got, expected in zip(results[:4], results[4:], strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_any_width_and_layout_come_through_as_they_are(dtype, compiled):
+    name, isa = compiled.split()
+    rng = np.random.default_rng(1)
+    for n in range(1, 37):  # features: whole vectors of every set and dtype, and any rest of them
+        net = mb.Sequential(mb.Linear(n, n, bias=False), dtype=dtype)
+        net.parameters()["0.weight"][:] = np.eye(n)
+        executor = CLASSES[name](net.plan, net.flat, None, 1, isa)
+        for rows in (1, 3, 4, 8, 15, 16, 17, 32, 33):
+            X = rng.standard_normal((rows, n)).astype(np.float32)
+            within = np.full((rows, n + 3), np.nan, dtype)
+            within[:, 1:-2] = X
+            for given in (X.astype(dtype), X.astype("float64"), np.asfortranarray(X), X[::-1][::-1], within[:, 1:-2]):
+                out = np.full((rows, n), np.nan, dtype)
+                executor.forward(given, 1.0, out)
+                np.testing.assert_array_equal(out, X)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_shuffles_alike(isa):
+    for n in [0, 1, 2, 63, 64, 65, 66, 128, 129, 130, 5000]:
+        assert native.permutation(n, 77, isa).tolist() == _permutation(n, 77).tolist()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

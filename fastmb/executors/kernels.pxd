@@ -26,8 +26,6 @@ cdef extern from "sync.h" nogil:
     int64_t fmb_take(int64_t *counter, int64_t count) noexcept
     int64_t fmb_take_below(int64_t *counter, int64_t end) noexcept
     double fmb_now() noexcept
-    uint64_t fmb_splitmix(uint64_t x) noexcept
-    int64_t fmb_scaled(uint64_t x, uint64_t n) noexcept
     uint64_t fmb_fp_enter() noexcept
     void fmb_fp_leave(uint64_t state) noexcept
 
@@ -108,6 +106,7 @@ cdef extern from "fastmb.h" nogil:
         void (*limit)(void *g, int64_t n, double factor, double limit) noexcept nogil
         void (*noise)(uint64_t seed, uint64_t t, int64_t matrix, const uint32_t *bits, double deviation, void *g,
                       int64_t at, int64_t n) noexcept nogil
+        void (*shuffle)(uint64_t key, int64_t n, int64_t *order) noexcept nogil
     const fmb_kernels *fmb_kernels_for(int isa, int dtype)
     int64_t fmb_label(const fmb_source *source, int64_t row)
     ctypedef struct fmb_cursor:

@@ -4,17 +4,21 @@ single kernels for the tests."""
 
 # ---- data --------------------------------------------------------------------------------------------------------
 
-def permutation(int64_t n, uint64_t key):
+cdef const fmb_kernels *shuffling = NULL     # chosen once: to ask the environment takes as long as to shuffle 2000 rows
+
+
+def permutation(int64_t n, uint64_t key, isa=None):
     """The order of an epoch, (n,) int64: Fisher and Yates' shuffle with the random numbers of `fastmb.rng`."""
-    cdef cnp.ndarray order = np.arange(n, dtype=np.int64)
-    cdef int64_t *a = <int64_t *> cnp.PyArray_DATA(order)
-    cdef int64_t i, j, kept
+    cdef cnp.npy_intp size = n
+    cdef cnp.ndarray order = cnp.PyArray_EMPTY(1, &size, cnp.NPY_INT64, 0)
+    cdef int64_t *places = <int64_t *> cnp.PyArray_DATA(order)
+    cdef const fmb_kernels *k
+    global shuffling
+    if shuffling == NULL:
+        shuffling = _kernels(np.float64)
+    k = shuffling if isa is None else _kernels(np.float64, isa)
     with nogil:
-        for i in range(n - 1, 0, -1):
-            j = fmb_scaled(fmb_splitmix(key + <uint64_t> i * 0x9E3779B97F4A7C15ULL), i + 1)
-            kept = a[i]
-            a[i] = a[j]
-            a[j] = kept
+        k.shuffle(key, n, places)
     return order
 
 
