@@ -35,7 +35,6 @@ class Trainer(FastMB):
     def __init__(self, work: Workload, n_threads: int | None = None) -> None:
         super().__init__(work, threads=len(CORES))
         self.trainer.n_threads = n_threads
-        self.trainer._build(self.trainer.state)
 
     def us(self, seconds: float) -> float:
         """Microseconds a step, over epochs that fill so much time."""

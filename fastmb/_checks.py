@@ -12,11 +12,14 @@ import numpy as np
 
 def number(argument: str, value: object, interval: str) -> float:
     """`value` as a float, if it is a real number in `interval`, such as ``"[0, 1)"``; infinities and NaN never are."""
-    message = f"{argument} must be a number in {interval}; got {value!r}"
+    message = f"{argument} must be a number in {interval}; got {_shown(value)}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(message)
     low, high = map(float, interval[1:-1].split(","))
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction that no float comes near
+        raise ValueError(message) from None
     above = number >= low if interval[0] == "[" else number > low
     below = number <= high if interval[-1] == "]" else number < high
     if not (above and below and math.isfinite(number)):
@@ -27,7 +30,7 @@ def number(argument: str, value: object, interval: str) -> float:
 def integer(argument: str, value: object, low: int, high: int | None = None) -> int:
     """`value` as an int, if it is an integer from `low` to `high`, both included."""
     expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
-    message = f"{argument} must be {expected}; got {value!r}"
+    message = f"{argument} must be {expected}; got {_shown(value)}"
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(message)
     try:
@@ -37,6 +40,13 @@ def integer(argument: str, value: object, low: int, high: int | None = None) -> 
     if integer < low or (high is not None and integer > high):
         raise ValueError(message)
     return integer
+
+
+def boolean(argument: str, value: object) -> bool:
+    """`value` as a bool, if it is one, Python's or NumPy's."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{argument} must be True or False; got {_shown(value)}")
+    return bool(value)
 
 
 def number_or_schedule(argument: str, value: object, interval: str) -> float | Callable[[int], float]:
@@ -63,3 +73,10 @@ def per_step(argument: str, value: float | Callable[[int], float], interval: str
 def seed(value: object) -> int:
     """A seed: any 64-bit unsigned integer."""
     return integer("seed", value, 0, 2**64 - 1)
+
+
+def _shown(value: object) -> str:
+    """`value` as it is written in Python; of an integer that would fill lines, or can't be written, the size."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)

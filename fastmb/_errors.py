@@ -17,7 +17,7 @@ def unknown_name(argument: str, name: object, known: Iterable[str]) -> ValueErro
 
 def unknown_metric(argument: str, name: object, metrics: Sequence[str]) -> ValueError:
     """A `ValueError` for a name that isn't one of a fit's losses and metrics."""
-    hint = "" if len(metrics) > 1 else " (val_ metrics need X_val and y_val)"
+    hint = "" if any(metric.startswith("val_") for metric in metrics) else " (val_ metrics need X_val and y_val)"
     return ValueError(f"{unknown_name(argument, name, metrics)}{hint}")
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import _gradient_stats
+from ._metrics import falls
 from ._progress import Interrupt, Progress
 from ._snapshot import Snapshot
 from .data import Batches, all_finite
@@ -172,12 +173,16 @@ class Fitting:
 
     def _tell(self, callbacks: Sequence[Callback], method: str, *news: Any) -> None:
         """Call a method of callbacks, and note the first reason to end that one of them returns."""
-        for callback in callbacks:
-            reason = getattr(callback, method)(self.trainer, *news)
-            if not (reason is None or isinstance(reason, str)):
-                name = f"{type(callback).__name__}.{method}"
-                raise TypeError(f"{name} must return None, or a string to end the fit; got {reason!r}")
-            self.asked = self.asked or reason
+        self.interrupt.raises = True
+        try:
+            for callback in callbacks:
+                reason = getattr(callback, method)(self.trainer, *news)
+                if not (reason is None or isinstance(reason, str)):
+                    name = f"{type(callback).__name__}.{method}"
+                    raise TypeError(f"{name} must return None, or a string to end the fit; got {reason!r}")
+                self.asked = self.asked or reason
+        finally:
+            self.interrupt.raises = False
 
     def _broken_off(self) -> str | None:
         if self.interrupt.hit:
@@ -206,6 +211,7 @@ class Fitting:
         assert kept is not None
         trainer.t, trainer.epoch, trainer._current = kept.t, kept.epoch, kept.current if kept.current.done else None
         del trainer.history._rows[kept.rows :]
+        trainer._standing = None  # it may follow from them
         self.snapshot.restore(self._changing())
         if not kept.t:
             trainer.state.fill(0)  # the average's, too
@@ -224,15 +230,19 @@ class Fitting:
         row: dict[str, float] = {"epoch": trainer.epoch + 1, "loss": epoch.mean_loss()} | epoch.gradient_figures()
         if epoch.done == self.steps:
             trainer._epoch_done()
-        if val is not None:
-            with trainer.averaged() if getattr(trainer.average, "validate", False) else nullcontext():
-                row |= {"val_" + name: value for name, value in trainer._evaluate(*val).items()}
         examples = min(epoch.done * self.batches.batch_size, epoch.rows)
-        row |= {"lr": epoch.lr, "seconds": epoch.seconds, "examples_per_second": examples / epoch.seconds}
-        trainer.history._record(row)
+        self.interrupt.raises = True
+        try:
+            if val is not None:
+                with trainer.averaged() if getattr(trainer.average, "validate", False) else nullcontext():
+                    row |= {"val_" + name: value for name, value in trainer._evaluate(*val).items()}
+        finally:  # the epoch counts, if its validation is broken off too
+            self.interrupt.raises = False
+            row |= {"lr": epoch.lr, "seconds": epoch.seconds, "examples_per_second": examples / epoch.seconds}
+            trainer.history._record(row)
         return row
 
 
 def reached(name: str, value: float, goal: float) -> bool:
-    """Losses are to come down to their goal, metrics up to theirs."""
-    return value <= goal if name.endswith("loss") else value >= goal
+    """What is to fall has to come down to its goal, what is to rise up to it."""
+    return value <= goal if falls(name) else value >= goal

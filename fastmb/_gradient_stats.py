@@ -15,6 +15,9 @@ import numpy as np
 
 COLUMNS = 5  # of a mini-batch: sum and maximum of squared norms, the mean's squared norm, rows, sum of norms
 MOMENTS = 11
+NORMS = ("example_norm_mean", "example_norm_max", "grad_norm", "grad_variance")
+NOISE = ("noise_scale", "noise_scale_low", "noise_scale_high")
+FIGURES = NORMS + NOISE  # the columns of the history
 _Z = 1.959964  # of a normal distribution, 95 % lie within
 
 
@@ -59,13 +62,5 @@ def noise_scale(found: np.ndarray) -> tuple[float, float, float, float]:
 def figures(found: np.ndarray) -> dict[str, float]:
     """The columns of the history."""
     steps, rows, norms, most, n = found[:5].tolist()
-    trace, ratio, low, high = noise_scale(found)
-    return {
-        "example_norm_mean": norms / rows if rows else math.nan,
-        "example_norm_max": math.sqrt(most),
-        "grad_norm": math.sqrt(n / steps) if steps else math.nan,
-        "grad_variance": trace,
-        "noise_scale": ratio,
-        "noise_scale_low": low,
-        "noise_scale_high": high,
-    }
+    of_rows, of_means = norms / rows if rows else math.nan, math.sqrt(n / steps) if steps else math.nan
+    return dict(zip(FIGURES, (of_rows, math.sqrt(most), of_means, *noise_scale(found)), strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ._gradient_stats import NORMS
+
 
 class Accuracy:
     """The weighted share of rows (or, with several labels a row, of labels) that are predicted right."""
@@ -71,3 +73,11 @@ BY_TASK: dict[str, type[Accuracy] | type[R2]] = {
     "multilabel": LabelAccuracy,
     "regression": R2,
 }
+
+
+def falls(name: str) -> bool:
+    """Whether a column of the history is to fall: losses, norms and the variance of gradients; metrics are to rise.
+
+    So are noise scales: they do as the gradient that is left gets small, and tell when larger mini-batches pay.
+    """
+    return name.endswith("loss") or name in NORMS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ._extension import compiled
-from .data import Batches, check_output_gradients, check_rows, check_X
+from .data import Batches, check_output_gradients, check_rows, check_X, flat
 from .losses import FromOutside
 from .plan import views
 
@@ -27,7 +27,7 @@ class Pending(NamedTuple):
     """Gradients that wait for `apply`: their sum over the rows, what it is to be divided by, and the rows."""
 
     flat: np.ndarray
-    weight: float  # 0 where the gradients came from outside: nothing is divided
+    weight: float | None  # None where the gradients came from outside: nothing is divided
     rows: int
 
 
@@ -53,7 +53,7 @@ class PerExample:
         def rules(self) -> Rules: ...
 
         def _check_rows(self, rows: int, batch_size: int, drop_last: bool = False) -> None: ...
-        def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches: ...
+        def _mini_batch(self, X: Any, y: Any, sample_weight: Any, zeros: bool = False) -> Batches: ...
         def _executor_for(self, loss: Loss) -> Executor: ...
         def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]: ...
         def _check_own_weights(self) -> None: ...
@@ -62,12 +62,18 @@ class PerExample:
         """The mean loss of one mini-batch, and its mean gradient by parameter name.
 
         Nothing is updated. Dropout is that of the next `step`; weight decay, clipping and noise are not in it.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is NaN or infinite.
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
             self._check_rows(len(batches.X), len(batches.X))
             gradient, sums = np.zeros_like(self.net.flat), np.zeros((1, 2))
-            self._executor.gradients(batches, self.t, gradient, sums)
+            if not self._executor.gradients(batches, self.t, gradient, sums):
+                raise FloatingPointError(f"the loss is {sums[0, 0]}: there is no gradient")
             return _mean(sums), views(gradient, self.net.plan)
 
     def accumulate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -75,9 +81,9 @@ class PerExample:
 
         However the rows of a mini-batch are divided among calls, one row a call or all in one, `apply` makes the same
         update, but for rounding: gradients are summed over the rows and divided by the sum of their weights at the
-        end. Not so with `BatchNorm1d`, which takes the statistics of each call's rows, more than one, and moves the
-        running ones at each call. Parameters are as in `step`. A second call of `fit` or `step` leaves what waits as
-        it is.
+        end. Rows of weight 0 count for nothing (a call with no others returns NaN). Not so with `BatchNorm1d`, which
+        takes the statistics of each call's rows, more than one, and moves the running ones at each call. Parameters are
+        as in `step`. A second call of `fit` or `step` leaves what waits as it is.
 
         Raises
         ------
@@ -99,16 +105,17 @@ class PerExample:
         True
         """
         with self._lock:
-            if self._pending is not None and not self._pending.weight:
+            if self._pending is not None and self._pending.weight is None:
                 raise ValueError("gradients from backward() wait for apply(): call it before accumulate()")
-            batches = self._mini_batch(X, y, sample_weight)
+            batches = self._mini_batch(X, y, sample_weight, zeros=True)
             self._check_rows(len(batches.X), len(batches.X))
             before = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
             sums = np.zeros((1, 2))
             if not self._executor.accumulate(batches, self.t, before.rows, before.flat, sums):
                 raise FloatingPointError(f"the loss is {sums[0, 0]}; nothing was added")
-            weight = before.weight + sums[0, 1].item()
+            weight = (before.weight or 0.0) + sums[0, 1].item()
             self._pending = Pending(before.flat, weight, before.rows + len(batches.X))
+            self.net.squeeze = flat(y)
             return _mean(sums)
 
     def apply(self) -> None:
@@ -126,7 +133,7 @@ class PerExample:
             self._check_own_weights()
             if self._pending is None:
                 raise ValueError("no gradients wait: call accumulate() or backward() first")
-            weight = self._pending.weight or 1.0
+            weight = 1.0 if self._pending.weight is None else self._pending.weight
             if self.rules.divide:  # mini-batches by chance: their expected size
                 weight = self.rules.divide
             _, coefficients = self._coefficients(1)
@@ -159,16 +166,16 @@ class PerExample:
             If gradients from `accumulate` wait already, or if the arrays don't fit or aren't finite.
         """
         with self._lock:
-            if self._pending is not None and self._pending.weight:
+            if self._pending is not None and self._pending.weight is not None:
                 raise ValueError("gradients from accumulate() wait for apply(): call it before backward()")
             batches = self._outside(X, output_gradients)
             self._check_rows(len(batches.X), len(batches.X))
-            before = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
+            before = self._pending or Pending(np.zeros_like(self.net.flat), None, 0)
             inputs = np.empty((len(batches.X), self.net.plan.n_features), self.net.dtype)
             executor = self._outside_executor()
             if not executor.accumulate(batches, self.t, before.rows, before.flat, np.zeros((1, 2)), inputs):
                 raise FloatingPointError("the outputs times output_gradients are not finite; nothing was added")
-            self._pending = Pending(before.flat, 0.0, before.rows + len(batches.X))
+            self._pending = Pending(before.flat, None, before.rows + len(batches.X))
             return inputs
 
     def zero_grad(self) -> None:
@@ -182,19 +189,21 @@ class PerExample:
         A row's gradient is that of its own loss, class weights included; dropout is that of the next `step` on these
         rows. A weight's gradient by one row is the product of its input and its output gradient, so that the norms come
         out of one pass forward and back (Goodfellow 2015, "Efficient per-example gradient computations"). A
-        `ValueError` where `BatchNorm1d` mixes the rows; likewise in `per_example_gradients` and `input_gradients`.
+        `ValueError` where `BatchNorm1d` mixes the rows, a `FloatingPointError` where the loss of a row is NaN or
+        infinite; likewise in `per_example_gradients` and `input_gradients`.
         """
         with self._lock:
             check_rows_apart(self.net, "per_example_norms")
             batches = self._mini_batch(X, y, None)
             norms = np.empty(len(batches.X), self.net.dtype)
-            self._executor.per_example(batches, self.t, np.zeros((1, 2)), norms=norms)
+            self._each_row(batches, norms=norms)
             return norms
 
     def per_example_gradients(self, X: Any, y: Any, rows: Any = None) -> dict[str, np.ndarray]:
         """Every row's own gradient by parameter name, arrays ``(n, *shape)``.
 
-        Their mean over the rows is what `gradients` returns, where there are no class weights.
+        Their mean over the rows is what `gradients` returns, where there are no class weights. Dropout goes by a row's
+        place among those that are taken.
 
         Parameters
         ----------
@@ -229,7 +238,7 @@ class PerExample:
             found: dict[str, np.ndarray] = empty_arrays(n, plan.shapes, plan.dtype)
             if n:
                 whole = list(map(found.get, plan.pairs))
-                self._executor.per_example(batches, self.t, np.zeros((1, 2)), gradients=whole)
+                self._each_row(batches, gradients=whole)
             return found
 
     def per_example_losses(self, X: Any, y: Any) -> np.ndarray:
@@ -252,8 +261,13 @@ class PerExample:
             check_rows_apart(self.net, "input_gradients")
             batches = self._mini_batch(X, y, None)
             inputs = np.empty(batches.X.shape, self.net.dtype)
-            self._executor.per_example(batches, self.t, np.zeros((1, 2)), inputs=inputs)
+            self._each_row(batches, inputs=inputs)
             return inputs
+
+    def _each_row(self, batches: Batches, **wanted: Any) -> None:
+        sums = np.zeros((1, 2))
+        if not self._executor.per_example(batches, self.t, sums, **wanted):
+            raise FloatingPointError(f"the loss is {sums[0, 0]}: per_example_losses tells of which rows")
 
     def _outside(self, X: Any, output_gradients: Any) -> Batches:
         """Rows with the gradients of their outputs, checked."""

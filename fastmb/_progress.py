@@ -13,26 +13,46 @@ from typing import Any, Self
 class Interrupt:
     """While entered, Ctrl-C is noted in `hit` instead of raising `KeyboardInterrupt` anywhere in the middle.
 
-    Only in the main thread, and only in place of Python's own handler; whoever has installed another keeps it.
+    As long as `raises` is set, because all is consistent and it may take long, a second one is raised after all. Only
+    in the main thread, and only in place of Python's own handler; whoever has installed another keeps it. Where one is
+    entered within another, as by a fit that a callback makes, both note it.
     """
 
     def __init__(self) -> None:
-        self.hit = False
-        self._installed = False
+        self.hit = self.raises = False
+        self._around: Interrupt | None = None  # which this one takes the place of
+        self._before: Any = None  # the handler before; None if none was installed
 
     def __enter__(self) -> Self:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._installed = True
+        if threading.current_thread() is threading.main_thread():
+            handler: Any = signal.getsignal(signal.SIGINT)
+            around = getattr(handler, "__self__", None)
+            if isinstance(around, Interrupt):
+                self._around = around
+                self.hit = around.hit and not around.raises  # what a callback begins is another matter
+            if self._around or handler is signal.default_int_handler:
+                self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.hit = True
+        if self.raises and self.hit:
+            raise KeyboardInterrupt
+        each: Interrupt | None = self
+        while each is not None:
+            each.hit, each = True, each._around
 
     def __exit__(self, *error: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+class Whole(Interrupt):
+    """Around a fit that is worth nothing unless it is whole: when it has ended, Ctrl-C is raised."""
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self.hit:
+            raise KeyboardInterrupt
 
 
 class Progress:

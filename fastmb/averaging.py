@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._arithmetic import cospi, power
-from ._checks import integer, number
+from ._checks import boolean, integer, number
 from ._errors import unknown_name
 
 
@@ -74,7 +74,7 @@ class EMA(Average):
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", number("decay", self.decay, "[0, 1)"))
         object.__setattr__(self, "every", integer("every", self.every, 1, 2**53))
-        object.__setattr__(self, "validate", bool(self.validate))
+        object.__setattr__(self, "validate", boolean("validate", self.validate))
 
     @property
     def each_update(self) -> bool:
@@ -131,7 +131,7 @@ class SWA(Average):
         object.__setattr__(self, "anneal_epochs", integer("anneal_epochs", self.anneal_epochs, 0, 2**53))
         if self.anneal_strategy not in ("cos", "linear"):
             raise unknown_name("anneal_strategy", self.anneal_strategy, ("cos", "linear"))
-        object.__setattr__(self, "validate", bool(self.validate))
+        object.__setattr__(self, "validate", boolean("validate", self.validate))
 
     def count(self, t: int, epoch: int) -> int:  # noqa: ARG002
         return max(0, epoch - self.start_epoch)
@@ -142,6 +142,13 @@ class SWA(Average):
         done = min(1.0, (epoch - self.start_epoch) / self.anneal_epochs) if self.anneal_epochs else 1.0
         share = done if self.anneal_strategy == "linear" else ((1.0 - cospi(np.array([done]))) / 2.0).item()
         return self.lr * share + rates * (1.0 - share)
+
+
+def averaged_alike(one: Average | None, other: Average | None, t: int, epoch: int) -> bool:
+    """Whether what `one` has averaged so far can be gone on with by `other`."""
+    if one is None or other is None:
+        return one is other
+    return type(one) is type(other) and one.count(t, epoch) == other.count(t, epoch)
 
 
 AVERAGES: dict[str, type[Average]] = {cls.__name__: cls for cls in (EMA, SWA)}

@@ -8,11 +8,10 @@ sqrt(B_noise t0 / c)``.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,8 @@ import numpy as np
 from ._checks import integer, number
 from ._errors import missing_extra
 from ._per_example import check_rows_apart
-from .history import History
+from ._progress import Whole
+from ._trial import present_lr, standing, trial
 from .optim import SGD, Optimizer
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def advise_batch_size(
     ------
     ValueError
         If `BatchNorm1d` mixes the rows, so that they have no gradients of their own.
+    KeyboardInterrupt
+        At Ctrl-C.
 
     See Also
     --------
@@ -192,7 +194,7 @@ def advise_batch_size(
         t0=t0,
         c=c,
         before=trainer.rows_of_update,
-        lr=None if callable(lr) else lr * factor,
+        lr=lr * factor if isinstance(lr, float) else None,
         lr_factor=factor,
         betas=betas,
     )
@@ -227,7 +229,9 @@ def branch_test(
     """Train copies of `trainer` on the same rows with larger and smaller mini-batches, and compare the losses.
 
     A size whose loss is as low as that of factor 1 wastes nothing; the largest of them is the critical batch size. The
-    learning rate is scaled as `advise_batch_size` says, with the noise scale measured here. The trainer isn't changed.
+    learning rate is scaled as `advise_batch_size` says, with the noise scale measured here. It, and what else has a
+    schedule, stays at its present value: with mini-batches of another size, there are other updates. The trainer isn't
+    changed.
 
     Parameters
     ----------
@@ -252,19 +256,23 @@ def branch_test(
     ------
     ValueError
         If `BatchNorm1d` mixes the rows, so that they have no gradients of their own.
+    KeyboardInterrupt
+        At Ctrl-C.
     """
     if (X_val is None) != (y_val is None):
         raise ValueError("X_val and y_val must be given together")
     for factor in factors:
         number("factors", factor, "(0, inf)")
-    scale = _noise(trainer, X, y)[0]
+    scale, lr = _noise(trainer, X, y)[0], present_lr(trainer)
     found = []
     for factor in factors:
         size = min(len(X), max(1, round(trainer.rows_of_update * factor)))
         lr_factor, betas = _scaled(trainer.optimizer, trainer.rows_of_update, size, scale)
-        branch = _copy(trainer, size, lr_factor, betas)
+        others = {} if betas is None else {"betas": betas}
+        branch = trial(trainer, standing(trainer, lr * lr_factor, **others), **_batches_of(size))
         begin, before = time.perf_counter(), branch.t
-        branch.fit(X, y, max_epochs=max_epochs, verbose=0)
+        with Whole():
+            branch.fit(X, y, max_epochs=max_epochs, verbose=0)
         took = time.perf_counter() - begin
         loss = branch.evaluate(*((X, y) if X_val is None else (X_val, y_val)))["loss"]
         found.append(Branch(float(factor), size, lr_factor, loss, branch.t - before, took))
@@ -280,21 +288,30 @@ def _noise(trainer: Trainer, X: Any, y: Any) -> tuple[float, float, float]:
     check_rows_apart(trainer.net, "the gradient noise scale")
     rows = np.linspace(0, len(X) - 1, min(len(X), NOISE_ROWS)).astype(np.int64)
     some = (X, y) if len(rows) == len(X) else (np.asarray(X)[rows], np.asarray(y)[rows])
-    still = _copy(trainer, max(2, min(NOISE_BATCH, len(rows) // 4)), 1.0, None, SGD(lr=0.0), gradient_stats=True)
-    history = still.fit(*some, max_epochs=1, verbose=0)
+    size = max(2, min(NOISE_BATCH, len(rows) // 4))
+    plain = {"gradient_stats": True, "average": None, "clip_per_example": None, "noise_multiplier": 0.0}
+    still = trial(trainer, SGD(lr=0.0), **_batches_of(size) | plain)
+    with Whole():
+        history = still.fit(*some, max_epochs=1, verbose=0)
     scale, low, high = (history[name][-1] for name in ("noise_scale", "noise_scale_low", "noise_scale_high"))
     return scale, low, high
 
 
+def _batches_of(size: int) -> dict[str, Any]:
+    """The settings of mini-batches of so many rows, and nothing besides."""
+    return {"batch_size": size, "accumulate_steps": 1, "drop_last": False, "gradient_stats": False}
+
+
 def _times(trainer: Trainer, X: Any, y: Any, sizes: list[int], seconds: float) -> list[float]:
     """Seconds a step for every size."""
-    copies = [_copy(trainer, size, 0.0, None) for size in sizes]
+    copies = [trial(trainer, standing(trainer, 0.0), **_batches_of(size)) for size in sizes]
     found = [math.inf] * len(sizes)
     for _ in range(ROUNDS):
         for i, each in enumerate(copies):
             before = each.t
             limit = seconds / ROUNDS / len(sizes)
-            each.fit(X, y, max_epochs=10**6, max_seconds=limit, verbose=0, check_finite=False)
+            with Whole():
+                each.fit(X, y, max_epochs=10**6, max_seconds=limit, verbose=0, check_finite=False)
             spent = sum(each.history["seconds"])
             each.history._rows.clear()
             found[i] = min(found[i], spent / (each.t - before))
@@ -323,31 +340,3 @@ def _scaled(optimizer: Optimizer, before: int, after: int, noise: float) -> tupl
     else:
         betas = None
     return math.sqrt(ratio), betas
-
-
-def _copy(
-    trainer: Trainer,
-    batch_size: int,
-    lr_factor: float,
-    betas: tuple[float, ...] | None,
-    optimizer: Optimizer | None = None,
-    gradient_stats: bool = False,
-) -> Trainer:
-    """A trainer of its own with the same weights and state, another size of mini-batches and learning rate."""
-    changed = copy.deepcopy(trainer)
-    changed.batch_size, changed.accumulate_steps, changed.drop_last = batch_size, 1, False
-    changed.gradient_stats, changed._current, changed.history = gradient_stats, None, History()
-    if optimizer is not None:
-        changed.optimizer = optimizer
-        changed.clip_per_example, changed.noise_multiplier = None, 0.0
-        changed._build(None)
-        return changed
-    others = {} if betas is None else {"betas": betas}
-    lr = trainer.optimizer.lr
-    changed.optimizer = replace(trainer.optimizer, lr=_times_factor(lr, lr_factor), **others)
-    changed._build(changed.state)
-    return changed
-
-
-def _times_factor(lr: float | Callable[[int], float], factor: float) -> float | Callable[[int], float]:
-    return (lambda t: factor * lr(t)) if callable(lr) else factor * lr

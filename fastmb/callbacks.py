@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._checks import integer, number
+from ._checks import boolean, integer, number
 from ._errors import unknown_metric
+from ._metrics import falls
 from .history import _FIRST, _LAST
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Callback:
         return type(self).on_batch_end is not Callback.on_batch_end
 
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:
-        """Before the first epoch; `metrics` are the names of the losses and metrics that rows are to have."""
+        """Before the first epoch; `metrics` names the losses, metrics and figures of gradients that rows will have."""
 
     def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> str | None:  # noqa: ARG002
         """After an epoch and its validation, with its row of the history; a string returned ends the fit.
@@ -71,15 +72,17 @@ class EarlyStopping(Callback):
     Parameters
     ----------
     monitor : str, default "val_loss"
-        A column of the history: losses are to fall, metrics to rise.
+        A loss or metric in the history: losses are to fall, metrics to rise. Of the figures of `gradient_stats`, norms
+        and the variance are to fall, noise scales to rise.
     patience : int, default 10
         Epochs in a row without improvement that end the fit.
     min_delta : float, default 0
         An improvement is by more than this.
     restore_best : bool, default False
         Whether the network has the weights (and running statistics) of the best epoch when the fit has ended, for
-        whatever reason, unless that is in the middle of an epoch: those that were validated, with an `EMA` the average.
-        The optimiser's state and the position are those of the last epoch.
+        whatever reason: those that were validated, with an `EMA` the average. The optimiser's state and the position
+        are those of the last epoch. A fit that raised, or was broken off in the middle of an epoch, which a later one
+        goes on with, leaves the network as it is; then `restore` does it.
 
     Attributes
     ----------
@@ -107,10 +110,10 @@ class EarlyStopping(Callback):
         self.monitor = monitor
         self.patience = integer("patience", patience, 1)
         self.min_delta = number("min_delta", min_delta, "[0, inf)")
-        self.restore_best = bool(restore_best)
+        self.restore_best = boolean("restore_best", restore_best)
         self.best: float | None = None
         self.best_epoch = 0
-        self._weights: list[np.ndarray] | None = None
+        self._weights: list[np.ndarray] | None = None  # of the best epoch, until another fit begins
 
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:  # noqa: ARG002
         check_monitor(self.monitor, metrics)
@@ -130,12 +133,37 @@ class EarlyStopping(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._weights is not None and trainer._current is None:
-            for array, kept in zip(trainer.net._learned, self._weights, strict=True):
-                array[:] = kept
-        self._weights = None
+            self.restore(trainer)
 
-    def on_exception(self, trainer: Trainer, error: BaseException) -> None:  # noqa: ARG002
-        self._weights = None
+    def restore(self, trainer: Trainer) -> None:
+        """Put the weights (and running statistics) of the best epoch of the last fit into the trainer's network.
+
+        What `restore_best` does when a fit ends, for one that ended otherwise: by Ctrl-C or `max_seconds` in the middle
+        of an epoch, or by an exception. A later fit then goes on from these weights, but with the optimiser's state,
+        and in the place, where the other ended. The weights are kept until another fit begins with this callback.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            The one of the fit, or one with a network like its.
+
+        Raises
+        ------
+        ValueError
+            If there are none: without `restore_best`, or before an epoch with a value. If the network is another one.
+        """
+        if self._weights is None:
+            raise ValueError(
+                "there are no weights to restore: EarlyStopping(restore_best=True) keeps them, from the first epoch "
+                f"of a fit whose {self.monitor} is no NaN"
+            )
+        with trainer._lock:
+            trainer._check_own_weights()
+            learned = trainer.net._learned
+            if [(a.dtype, a.shape) for a in learned] != [(a.dtype, a.shape) for a in self._weights]:
+                raise ValueError("the weights to restore are those of another network than this trainer's")
+            for array, kept in zip(learned, self._weights, strict=True):
+                array[:] = kept
 
     def _validated(self, trainer: Trainer) -> list[np.ndarray]:
         return [trainer._validated_flat(), *trainer.net._learned[1:]]
@@ -149,7 +177,7 @@ class ModelCheckpoint(Callback):
     path : str or path-like
         The file, replaced each time.
     monitor : str, default "val_loss"
-        A column of the history: losses are to fall, metrics to rise. Only looked at with `save_best_only`.
+        What is to fall or to rise, as for `EarlyStopping`. Only looked at with `save_best_only`.
     save_best_only : bool, default False
         Save an epoch only if it is the best one so far, in all fits that this callback was in.
 
@@ -173,7 +201,7 @@ class ModelCheckpoint(Callback):
     def __init__(self, path: str | os.PathLike[str], monitor: str = "val_loss", save_best_only: bool = False) -> None:
         self.path = Path(path)
         self.monitor = monitor
-        self.save_best_only = bool(save_best_only)
+        self.save_best_only = boolean("save_best_only", save_best_only)
         self.best: float | None = None
 
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:
@@ -199,7 +227,7 @@ class CSVLogger(Callback):
     Parameters
     ----------
     path : str or path-like
-        The file. The first fit replaces one that is there; further fits with the same callback append.
+        The file. The first epoch of the first fit replaces one that is there; what follows is appended.
     append : bool, default False
         Append from the first fit on.
 
@@ -217,12 +245,17 @@ class CSVLogger(Callback):
 
     def __init__(self, path: str | os.PathLike[str], append: bool = False) -> None:
         self.path = Path(path)
-        self.append = bool(append)
+        self.append = boolean("append", append)
         self._columns: tuple[str, ...] = ()
+        self._mine = False  # whether there is a row of this callback's
+        self._fresh = True  # whether the next row begins the file
 
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:  # noqa: ARG002
         columns = (_FIRST[0], *metrics, *_LAST)
-        if (self.append or self._columns) and self.path.exists() and self.path.stat().st_size:
+        with self.path.open("a"):
+            pass  # that it can't be written is told now; what is there goes when there is a row instead
+        self._fresh = not ((self.append or self._mine) and self.path.stat().st_size)
+        if not self._fresh:
             with self.path.open(encoding="utf-8") as file:
                 there = file.readline().rstrip("\n")
             if there != ",".join(columns):
@@ -230,16 +263,13 @@ class CSVLogger(Callback):
                     f"{os.fspath(self.path)} begins with {there!r}, this fit has the columns {','.join(columns)!r}: "
                     "give CSVLogger another path"
                 )
-        else:
-            self._write("w", columns)
         self._columns = columns
 
     def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> None:  # noqa: ARG002
-        self._write("a", [row[column] for column in self._columns])
-
-    def _write(self, mode: str, cells: Sequence[object]) -> None:
-        with self.path.open(mode, encoding="utf-8") as file:
-            file.write(",".join(map(str, cells)) + "\n")
+        lines = [self._columns] * self._fresh + [tuple(str(row[column]) for column in self._columns)]
+        with self.path.open("w" if self._fresh else "a", encoding="utf-8") as file:
+            file.writelines(",".join(cells) + "\n" for cells in lines)
+        self._mine, self._fresh = True, False
 
 
 def check_callbacks(callbacks: object) -> tuple[Callback, ...]:
@@ -268,4 +298,4 @@ def improved(name: str, value: float, best: float | None, min_delta: float = 0.0
     """Whether `value` is better than `best` by more than `min_delta`; NaN never is."""
     if best is None:
         return value == value
-    return value < best - min_delta if name.endswith("loss") else value > best + min_delta
+    return value < best - min_delta if falls(name) else value > best + min_delta

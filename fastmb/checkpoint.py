@@ -29,7 +29,7 @@ from ._fitting import SLICE, Epoch
 from ._per_example import Pending
 from ._planning import check_modules, make_plan
 from ._version import __version__
-from .averaging import AVERAGES
+from .averaging import AVERAGES, averaged_alike
 from .executors import NAMES, available
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .losses import LOSSES
@@ -59,7 +59,6 @@ _SETTINGS = (
     *("max_grad_norm", "clip_value", "clip_per_example", "noise_multiplier", "secure", "sampling", "gradient_stats"),
 )
 _FLAGS = ("shuffle", "drop_last", "secure", "gradient_stats")
-_ORDER = ("batch_size", "accumulate_steps", "shuffle", "drop_last", "seed", "sampling", "gradient_stats")  # of an epoch
 _BESIDE = ("state.", "average.", "pending.")  # prefixes of what is as large as the network, but none of it
 _PLACE = ("rows", "done", "seconds", "lr", "loss", "weight")  # of an `Epoch`
 _FIGURES = ("epoch", "loss", "lr", "seconds", "examples_per_second")  # that each row of a history has
@@ -273,6 +272,8 @@ def load(path: str | os.PathLike[str]) -> Trainer:
 
 def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     """What `Trainer.load` does."""
+    from .trainer import OF_AN_EPOCH
+
     found = load(path)
     arrays, theirs = _arrays(trainer), _arrays(found)
     kind, other = trainer.optimizer.kind, found.optimizer.kind
@@ -288,12 +289,12 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)} is a checkpoint of another optimiser: it has the state of {saved}, "
             f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
         )
-    if type(found.average) is not type(trainer.average):
+    if not averaged_alike(found.average, trainer.average, found.t, found.epoch):
         raise ValueError(
             f"{os.fspath(path)} is a checkpoint of a trainer with average={found.average!r}; this one's is "
             f"{trainer.average!r}"
         )
-    apart = [name for name in _ORDER if getattr(found, name) != getattr(trainer, name)]
+    apart = [name for name in OF_AN_EPOCH if getattr(found, name) != getattr(trainer, name)]
     if found._current is not None and apart:
         how = (f"{name} was {getattr(found, name)!r}, is {getattr(trainer, name)!r}" for name in apart)
         raise ValueError(f"{os.fspath(path)} is in the middle of an epoch of other mini-batches: {'; '.join(how)}")
@@ -366,7 +367,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     trainer = Trainer(net, loss, optimizer, average=average, **settings)
     if pending is not None:
         weight, rows = _entries(pending, ("weight", "rows"), "position.pending")
-        weight, rows = number("weight", weight, "[0, inf)"), integer("rows", rows, 1, _MOST)
+        weight = None if weight is None else number("weight", weight, "[0, inf)")
+        rows = integer("rows", rows, 1, _MOST)
         trainer._pending = Pending(np.zeros_like(net.flat), weight, rows)
     for name, array in _arrays(trainer).items():
         array[:] = tensors[name]

@@ -21,6 +21,8 @@ from ._extension import compiled
 from .rng import permutation as permutation  # the order of an epoch, drawn with the other random numbers
 
 DTYPES = frozenset(np.dtype(name) for name in ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
+_WIDEST = np.dtype("f8")
+_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (np.dtype("f4"), _WIDEST)}  # numbers that networks may have
 _FEW = 1 << 11  # labels of a mini-batch, which one by one take less time than a call of NumPy
 _CHUNK = 1 << 20  # elements that a check may look at, and make temporaries of, at a time
 
@@ -46,17 +48,19 @@ class Batches:
         return -(-len(self.X) // self.batch_size)
 
 
-def check_X(X: Any, n_features: int, check_finite: bool = True, name: str = "X") -> np.ndarray:
-    """`X` as an array (n, n_features), n at least 1, of one of `DTYPES`, without NaN or infinity.
+def check_X(
+    X: Any, n_features: int, check_finite: bool = True, name: str = "X", dtype: np.dtype = _WIDEST
+) -> np.ndarray:
+    """`X` as an array (n, n_features), n at least 1, of one of `DTYPES`, finite in `dtype`, the network's.
 
     Raises
     ------
     TypeError
         For what can't be an array of numbers.
     ValueError
-        For a wrong shape, no rows, NaN or infinity.
+        For a wrong shape, no rows, NaN, infinity, or a number that `dtype` has no room for.
     """
-    array = _numbers(X, name)
+    array = numbers(X, name)
     if array.ndim != 2:
         hint = ""
         if array.ndim == 1 and n_features == 1:
@@ -71,12 +75,19 @@ def check_X(X: Any, n_features: int, check_finite: bool = True, name: str = "X")
     if not len(array):
         raise ValueError(f"{name} has no rows")
     if check_finite:
-        _check_finite(array, name)
+        _check_finite(array, name, dtype)
     return array
 
 
 def check_y(
-    y: Any, X: np.ndarray, task: str, n_outputs: int, check_finite: bool = True, name: str = "y", X_name: str = "X"
+    y: Any,
+    X: np.ndarray,
+    task: str,
+    n_outputs: int,
+    check_finite: bool = True,
+    name: str = "y",
+    X_name: str = "X",
+    dtype: np.dtype = _WIDEST,
 ) -> np.ndarray:
     """`y` as executors take it: (n,) class indices, or (n, C) numbers, with as many rows as `X`.
 
@@ -88,7 +99,7 @@ def check_y(
 
     Raises TypeError and ValueError as `check_X` does.
     """
-    array = _numbers(y, name)
+    array = numbers(y, name, task == "classification")
     indices = task == "classification" and array.ndim > 0 and array.size == len(array)
     if array.ndim == 1 and (n_outputs == 1 or indices):
         array = array if indices else array[:, None]
@@ -103,15 +114,22 @@ def check_y(
         _check_labels(array, n_outputs, name)
         return array
     if check_finite:
-        _check_finite(array, name)
+        _check_finite(array, name, dtype)
     if task != "regression":
         _check_probabilities(array, task == "classification", name)
     return array
 
 
-def check_weights(sample_weight: Any, X: np.ndarray, name: str = "sample_weight", X_name: str = "X") -> np.ndarray:
-    """`sample_weight` as an array (n,), float64, contiguous: finite, none negative, not all of them zero."""
-    array = _numbers(sample_weight, name)
+def flat(y: Any) -> bool:
+    """Whether targets, which have been checked, were given without a dimension of outputs."""
+    return (y.ndim if type(y) is np.ndarray else np.ndim(y)) == 1
+
+
+def check_weights(
+    sample_weight: Any, X: np.ndarray, name: str = "sample_weight", X_name: str = "X", zeros: bool = False
+) -> np.ndarray:
+    """`sample_weight` as an array (n,), float64, contiguous: finite, none negative, not all zero unless `zeros`."""
+    array = numbers(sample_weight, name)
     if array.shape != (len(X),):
         raise ValueError(f"{name} must have shape ({len(X)},), one weight for each row of {X_name}; got {array.shape}")
     array = np.ascontiguousarray(array, dtype=np.float64)
@@ -119,7 +137,7 @@ def check_weights(sample_weight: Any, X: np.ndarray, name: str = "sample_weight"
     if array.min() < 0:
         row = int(array.argmin())
         raise ValueError(f"{name} must not be negative; got {array[row]} in row {row}")
-    if not array.any():
+    if not zeros and not array.any():
         raise ValueError(f"{name} is zero in every row")
     return array
 
@@ -139,7 +157,7 @@ def check_rows(rows: Any, n: int) -> np.ndarray:
 def check_output_gradients(gradients: Any, X: np.ndarray, n_outputs: int) -> np.ndarray:
     """Gradients with respect to outputs, (n, n_outputs), finite, for the rows of `X`."""
     name = "output_gradients"
-    array = _numbers(gradients, name)
+    array = numbers(gradients, name)
     if array.ndim == 1 and n_outputs == 1:
         array = array[:, None]
     if array.shape != (len(X), n_outputs):
@@ -148,8 +166,8 @@ def check_output_gradients(gradients: Any, X: np.ndarray, n_outputs: int) -> np.
     return array
 
 
-def _numbers(values: Any, name: str) -> np.ndarray:
-    """`values` as an array of one of `DTYPES`, uncopied where it is one."""
+def numbers(values: Any, name: str, classes: bool = False) -> np.ndarray:
+    """`values`, which may stand for `classes`, as an array of one of `DTYPES`, uncopied where it is one."""
     if type(values) is np.ndarray and values.dtype in DTYPES:
         return values
     masked = sys.modules.get("numpy.ma")  # NumPy loads it when it is first used, which takes some milliseconds
@@ -165,8 +183,10 @@ def _numbers(values: Any, name: str) -> np.ndarray:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype not in DTYPES:
         hint = ""
-        if name.startswith("y") and array.dtype.kind in "OSUT":
+        if classes and array.dtype.kind in "OSUT":
             hint = f": np.unique({name}, return_inverse=True) numbers classes"
+        elif array.dtype.kind == "O" and array.ndim:
+            hint = f": use np.asarray({name}, float) if all are numbers"
         raise TypeError(
             f"{name} must hold booleans, integers or floats of at most 64 bits; got dtype {array.dtype}{hint}"
         )
@@ -195,12 +215,28 @@ def all_finite(array: np.ndarray) -> bool:
     return all(np.logical_and.reduce(np.isfinite(array[at : at + step])) for at in range(0, len(array), step))
 
 
-def _check_finite(array: np.ndarray, name: str) -> None:
-    if array.dtype.kind != "f" or (row := first_nonfinite(array)) < 0:
+def _first_beyond(array: np.ndarray, most: float) -> int:
+    """The first row of `array`, (n, m), that holds NaN or a number outside of -`most` .. `most`; -1 if none does."""
+    for rows in _chunks(array):
+        chunk = array[rows]
+        if not (np.maximum.reduce(chunk, axis=None) <= most and np.minimum.reduce(chunk, axis=None) >= -most):
+            return rows.start + int((np.abs(chunk) <= most).all(axis=1).argmin())
+    return -1
+
+
+def _check_finite(array: np.ndarray, name: str, dtype: np.dtype = _WIDEST) -> None:
+    """Raise a `ValueError` if there is NaN, infinity, or a number that `dtype` would make infinite."""
+    if array.dtype.kind != "f":
         return
-    column = int(np.isfinite(array[row]).argmin())
+    most = _LARGEST[dtype]
+    row = _first_beyond(array, most) if array.dtype.itemsize > dtype.itemsize else first_nonfinite(array)
+    if row < 0:
+        return
+    column = int((np.abs(array[row].astype(np.float64)) <= most).argmin())
     where = f"row {row}" if array.shape[1] == 1 else f"row {row}, column {column}"
-    raise ValueError(f"{name} must be finite; got {array[row, column]} in {where}")
+    value = array[row, column]
+    expected = f"fit in {dtype}, the network's dtype" if np.isfinite(value) else "be finite"
+    raise ValueError(f"{name} must {expected}; got {value} in {where}")
 
 
 def _check_labels(labels: np.ndarray, n_classes: int, name: str) -> None:

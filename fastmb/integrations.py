@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._checks import integer
 from ._errors import missing_extra, unknown_name
+from ._metrics import falls
 from .callbacks import Callback, check_monitor
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class OptunaPruning(Callback):
     trial : optuna.trial.Trial
         The trial, of a study with the direction of `monitor`. Epochs are its steps, so use it for one trainer.
     monitor : str, default "val_loss"
-        A column of the history: losses are to fall, metrics to rise.
+        What is to fall or to rise, as for `EarlyStopping`.
 
     Examples
     --------
@@ -205,7 +206,7 @@ class OptunaPruning(Callback):
             raise TypeError(f"trial must be an Optuna trial; got {self.trial!r}")
         check_monitor(self.monitor, metrics)
         study = getattr(self.trial, "study", None)  # a FixedTrial has none
-        wanted = "minimize" if self.monitor.endswith("loss") else "maximize"
+        wanted = "minimize" if falls(self.monitor) else "maximize"
         if study is not None and (found := study.direction.name.lower()) != wanted:
             raise ValueError(
                 f"monitor={self.monitor!r} needs a study with direction {wanted!r}; this one's is {found!r}"

@@ -57,7 +57,7 @@ class BatchNorm1d(Layer):
         object.__setattr__(self, "eps", _checks.number("eps", self.eps, "(0, inf)"))
         if self.momentum is not None:
             object.__setattr__(self, "momentum", _checks.number("momentum", self.momentum, "[0, 1]"))
-        object.__setattr__(self, "affine", bool(self.affine))
+        object.__setattr__(self, "affine", _checks.boolean("affine", self.affine))
 
     @property
     def takes(self) -> int:
@@ -108,8 +108,8 @@ class LayerNorm(Layer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "normalized_shape", _checks.integer("normalized_shape", self.normalized_shape, 1))
         object.__setattr__(self, "eps", _checks.number("eps", self.eps, "(0, inf)"))
-        object.__setattr__(self, "elementwise_affine", bool(self.elementwise_affine))
-        object.__setattr__(self, "bias", bool(self.bias))
+        for name in ("elementwise_affine", "bias"):
+            object.__setattr__(self, name, _checks.boolean(name, getattr(self, name)))
 
     @property
     def takes(self) -> int:

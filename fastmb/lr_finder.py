@@ -7,8 +7,7 @@ grown far above its lowest, or the last rate is reached. Where the loss fell fas
 from __future__ import annotations
 
 import math
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ import numpy as np
 
 from ._checks import integer, number
 from ._errors import missing_extra
+from ._progress import Whole
+from ._trial import standing, trial
 from .callbacks import Callback
-from .history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,8 @@ def find_lr(
     """Try learning rates from small to large, one mini-batch each, on a copy of a trainer.
 
     The trainer and its network stay as they are; the copy begins with their weights and optimiser state. Its
-    optimiser's own learning rate, or schedule, plays no part.
+    optimiser's own learning rate, or schedule, plays no part; schedules of what else has one, such as momentum and
+    dropout, stay at their present value.
 
     Parameters
     ----------
@@ -146,6 +147,8 @@ def find_lr(
         For parameters out of their range and for data that don't fit.
     FloatingPointError
         If the loss isn't finite from the first mini-batch on.
+    KeyboardInterrupt
+        At Ctrl-C.
 
     References
     ----------
@@ -166,15 +169,18 @@ def find_lr(
     lrs = np.geomspace(start_lr, end_lr, integer("num_iter", num_iter, 2))
     smoothing = number("smoothing", smoothing, "[0, 1)")
     threshold = number("diverge_threshold", diverge_threshold, "(1, inf)")
-    recorder = _Recorder(trainer.t, lrs, smoothing, threshold)
-    trial = _copy(trainer, lrs)
+    first, last = trainer.t, len(lrs) - 1
+    recorder = _Recorder(first, lrs, smoothing, threshold)
+    optimizer = standing(trainer, lambda t: float(lrs[min(t - first, last)]))
+    tried = trial(trainer, optimizer, average=None)  # it might have learning rates of its own
     try:
-        trial.fit(X, y, sample_weight=sample_weight, max_epochs=len(lrs), verbose=0, callbacks=[recorder])
+        with Whole():
+            tried.fit(X, y, sample_weight=sample_weight, max_epochs=len(lrs), verbose=0, callbacks=[recorder])
     except FloatingPointError:  # a rate too many
         if not recorder.found:
             raise
-    tried, losses = np.array(recorder.found).reshape(-1, 2).T
-    return LRFinder(tried, losses, smoothing)
+    rates, losses = np.array(recorder.found).reshape(-1, 2).T
+    return LRFinder(rates, losses, smoothing)
 
 
 class _Recorder(Callback):
@@ -206,21 +212,3 @@ def _both_ways(values: np.ndarray, beta: float) -> np.ndarray:
 def _decaying(values: np.ndarray, beta: float) -> np.ndarray:
     """s_t = value_t + beta s_(t-1)"""
     return np.array([*accumulate(values.tolist(), lambda before, value: value + beta * before)])
-
-
-def _copy(trainer: Trainer, lrs: np.ndarray) -> Trainer:
-    """A copy that begins an epoch, shares no numbers, and takes these learning rates, then the last of them."""
-    first, last = trainer.t, len(lrs) - 1
-    with trainer._lock:
-        changed = {
-            "net": copy(trainer.net),  # with weights of its own
-            "optimizer": replace(trainer.optimizer, lr=lambda t: float(lrs[min(t - first, last)])),
-            "state": trainer.state[: trainer.optimizer.n_states],  # to be copied
-            "average": None,  # it might have learning rates of its own
-            "history": History(),
-            "_current": None,
-            "_pending": None,
-        }
-        again: Trainer = type(trainer).__new__(type(trainer))
-        again.__setstate__(trainer.__getstate__() | changed)
-    return again

@@ -109,7 +109,7 @@ class Linear(Layer):
         checked = {
             "in_features": n_in,
             "out_features": n_out,
-            "bias": bool(self.bias),
+            "bias": _checks.boolean("bias", self.bias),
             "init": init.check("init", self.init, (n_in, n_out)),
             "bias_init": init.check("bias_init", self.bias_init, (n_out,)),
         }

@@ -16,7 +16,7 @@ import numpy as np
 from . import _checks, executors, memory, optim
 from ._errors import unknown_name
 from ._planning import check_modules, layers, leaves, make_plan
-from .data import Batches, check_X
+from .data import Batches, check_X, numbers
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .modules import (
     ACTIVATIONS,
@@ -237,10 +237,9 @@ class Sequential:
         >>> np.allclose(J[:, 1], (net(x + e) - net(x - e)) / 2e-6)
         True
         """
-        if not isinstance(X, np.ndarray):
-            X = np.asarray(X)
+        X = numbers(X, "X")
         one_row = X.ndim == 1
-        X = check_X(X[None] if one_row else X, self.plan.n_features)
+        X = check_X(X[None] if one_row else X, self.plan.n_features, dtype=self.dtype)
         executor = executors.default()(self.plan, self.flat, None, None, buffers=self.flat_buffers)
         n, n_out = len(X), self.plan.n_outputs
         found = np.empty((n, n_out, self.plan.n_features), self.dtype)
@@ -256,10 +255,9 @@ class Sequential:
 
     def _output(self, X: Any, check_finite: bool, link: Callable[[np.ndarray], None] | None) -> np.ndarray:
         """The plan's output for `X`, through `link` in place."""
-        if not isinstance(X, np.ndarray):
-            X = np.asarray(X)
+        X = numbers(X, "X")
         one_row = X.ndim == 1
-        X = check_X(X[None] if one_row else X, self.plan.stages[0].n_in, check_finite=check_finite)
+        X = check_X(X[None] if one_row else X, self.plan.stages[0].n_in, check_finite, dtype=self.dtype)
         if self._executor is None:
             self._executor = executors.default()(self.plan, self.flat, None, None, buffers=self.flat_buffers)
         out = np.empty((len(X), self.plan.stages[-1].n_out), self.dtype)

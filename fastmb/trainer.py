@@ -18,14 +18,15 @@ import numpy as np
 
 from . import executors, losses, optim
 from ._averaged import Averaged
-from ._checks import integer, number
+from ._checks import boolean, integer, number
 from ._checks import seed as check_seed
 from ._errors import unknown_metric, unknown_name
 from ._fitting import Epoch, Fitting
+from ._gradient_stats import FIGURES
 from ._metrics import BY_TASK
 from ._per_example import Pending, PerExample, check_rows_apart
 from ._planning import leaves
-from .data import Batches, check_weights, check_X, check_y
+from .data import Batches, check_weights, check_X, check_y, flat
 from .executors import Executor, Rules, Training, default_name
 from .history import History
 from .losses import Loss
@@ -35,6 +36,9 @@ from .optim.base import check_end
 from .rng import Stream, splitmix64
 
 SAMPLINGS = ("shuffle", "poisson")
+#: Settings on which the mini-batches of an epoch depend.
+OF_AN_EPOCH = ("batch_size", "accumulate_steps", "shuffle", "drop_last", "seed", "sampling", "gradient_stats")
+_MOST_ROWS = 2**53  # of an update
 _CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
 if TYPE_CHECKING:
     from .averaging import Average
@@ -99,7 +103,9 @@ class Trainer(PerExample, Averaged):
     Attributes
     ----------
     net, loss, optimizer, average
-        As given, names replaced by instances.
+        As given, names replaced by instances. These but for `net`, and the other arguments, may be assigned anew
+        between fits, as in ``trainer.optimizer = SGD(lr=0.01)``: what a new trainer would refuse is refused, and so is
+        an optimiser, or average, that would need another state than the updates made so far have left.
     t : int
         Updates made.
     epoch : int
@@ -156,17 +162,19 @@ class Trainer(PerExample, Averaged):
             raise ValueError(f"a Softmax at the output goes with cross_entropy; loss is {self.loss.kind}")
         self.optimizer = Adam() if optimizer is None else optim.get(optimizer)
         self.batch_size = integer("batch_size", batch_size, 1)
-        self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
+        self.shuffle, self.drop_last = boolean("shuffle", shuffle), boolean("drop_last", drop_last)
         self.seed = check_seed(seed)
         self.n_threads = None if n_threads is None else integer("n_threads", n_threads, 1)
         self.executor = default_name() if executor is None else executor
         self.input_scale = number("input_scale", input_scale, "(0, inf)")
         self.accumulate_steps = integer("accumulate_steps", accumulate_steps, 1)
+        integer("batch_size * accumulate_steps", self.rows_of_update, 1, _MOST_ROWS)
         self.max_grad_norm = _limit("max_grad_norm", max_grad_norm)
         self.clip_value = _limit("clip_value", clip_value)
         self.clip_per_example = _limit("clip_per_example", clip_per_example)
         self.noise_multiplier = number("noise_multiplier", noise_multiplier, "[0, inf)")
-        self.secure, self.sampling, self.gradient_stats = bool(secure), sampling, bool(gradient_stats)
+        self.secure, self.gradient_stats = boolean("secure", secure), boolean("gradient_stats", gradient_stats)
+        self.sampling = sampling
         if sampling not in SAMPLINGS:
             raise unknown_name("sampling", sampling, SAMPLINGS)
         if self.noise_multiplier and self.clip_per_example is None:
@@ -208,6 +216,27 @@ class Trainer(PerExample, Averaged):
         self._ahead: tuple[Optimizer, int, int, np.ndarray, np.ndarray] | None = None
         self._standing: tuple[int, Any] | None = None
         self._executor = self._executor_for(self.loss)
+
+    def _change(self, name: str, value: Any) -> None:
+        """Give a setting another value, if a new trainer would take it, and state and epoch can go on with it."""
+        from .averaging import averaged_alike
+
+        with self._lock:
+            self._check_own_weights()
+            old = {each: vars(self)[each] for each in SETTINGS}
+            new = Trainer(self.net, **old | {name: value})
+            shown, instead = f"{name} can't become {value!r}: ", "make a new Trainer of the net"
+            if self._current is not None and name in OF_AN_EPOCH and vars(new)[name] != old[name]:
+                raise ValueError(f"{shown}an epoch is under way; finish it with fit(), or {instead}")
+            same = self.optimizer.kind == new.optimizer.kind and self.state.shape == new.state.shape
+            if self.t and not (same and averaged_alike(self.average, new.average, self.t, self.epoch)):
+                raise ValueError(f"{shown}it needs another state than {self.t} updates have left; {instead}")
+            vars(self)[name] = vars(new)[name]
+            self._ahead = self._standing = None
+            if not same:
+                self._build(None)
+            elif name != "optimizer" or not self.optimizer.fused or self.optimizer.groups != old[name].groups:
+                self._executor = self._executor_for(self.loss)
 
     def _executor_for(self, loss: Loss) -> Executor:
         """An executor of this network, for this optimiser and its state."""
@@ -336,10 +365,11 @@ class Trainer(PerExample, Averaged):
                 self.net.flat_buffers[:] = buffers  # earlier parts of the mini-batch moved them
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
             self.t = t + 1
+            self.net.squeeze = flat(y)
             return _mean(*sums[0].tolist())
 
-    def _mini_batch(self, X: Any, y: Any, sample_weight: Any) -> Batches:
-        X, y, weight = self._checked(X, y, sample_weight, check_finite=False)
+    def _mini_batch(self, X: Any, y: Any, sample_weight: Any, zeros: bool = False) -> Batches:
+        X, y, weight = self._checked(X, y, sample_weight, check_finite=False, zeros=zeros)
         return Batches(X, y, weight, None, len(X), self.input_scale)
 
     def _check_rows(self, rows: int, batch_size: int, drop_last: bool = False) -> None:
@@ -354,18 +384,23 @@ class Trainer(PerExample, Averaged):
             )
 
     def _checked(
-        self, X: Any, y: Any, sample_weight: Any, check_finite: bool, X_name: str = "X", y_name: str = "y"
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        check_finite: bool,
+        X_name: str = "X",
+        y_name: str = "y",
+        zeros: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         plan = self.net.plan
-        X = check_X(X, plan.n_features, check_finite, X_name)
-        squeeze = (y.ndim if type(y) is np.ndarray else np.ndim(y)) == 1
-        y = check_y(y, X, self.loss.task, plan.n_outputs, check_finite, y_name, X_name)
-        weight = None if sample_weight is None else check_weights(sample_weight, X)
+        X = check_X(X, plan.n_features, check_finite, X_name, plan.dtype)
+        y = check_y(y, X, self.loss.task, plan.n_outputs, check_finite, y_name, X_name, plan.dtype)
+        weight = None if sample_weight is None else check_weights(sample_weight, X, zeros=zeros)
         if weight is not None and self.noise_multiplier:
             raise ValueError(
                 "sample_weight and noise_multiplier exclude each other: weights would undo the bound on a row"
             )
-        self.net.squeeze = squeeze
         return X, y, weight
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None, check_finite: bool = True) -> dict[str, float]:
@@ -385,7 +420,7 @@ class Trainer(PerExample, Averaged):
             Sample weights are in all of them.
         """
         with self._lock:
-            return self._evaluate(*self._checked(X, y, sample_weight, check_finite))
+            return self._evaluate(*self._checked(X, y, sample_weight, boolean("check_finite", check_finite)))
 
     def _evaluate(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> dict[str, float]:
         plan = self.net.plan
@@ -421,7 +456,8 @@ class Trainer(PerExample, Averaged):
         """Train for a number of epochs.
 
         Called again, it goes on: with the next epoch, or in the middle of one that was broken off, if `X` has as many
-        rows as then. Ctrl-C ends it after the current mini-batch; no exception is raised.
+        rows as then. Ctrl-C ends it after the current mini-batch; no exception is raised. A second one, while a
+        validation or a callback goes on, is raised there.
 
         Parameters
         ----------
@@ -439,11 +475,11 @@ class Trainer(PerExample, Averaged):
             1 shows the progress (as a bar if tqdm is installed), 0 is silent.
         stop_at : mapping, optional
             Stop after an epoch that reaches all of these: losses down to, metrics up to, such as
-            ``{"val_accuracy": 0.9}``.
+            ``{"val_accuracy": 0.9}``. Of the figures of `gradient_stats`, noise scales up, norms and variance down.
         max_seconds : float, optional
             Stop after the first mini-batch that ends later than this.
         check_finite : bool, default True
-            Look for NaN and infinity in the data first.
+            Look for NaN and infinity in the data first, and for numbers that would be infinite in the network's dtype.
         callbacks : sequence of Callback, default ()
             Called in their order, such as `EarlyStopping`, `ModelCheckpoint`, `CSVLogger`. Without one that overrides
             `on_batch_end`, no Python runs inside an epoch.
@@ -471,6 +507,7 @@ class Trainer(PerExample, Averaged):
         begin = time.perf_counter()
         max_epochs = integer("max_epochs", max_epochs, 1)
         limit = _FOREVER if max_seconds is None else number("max_seconds", max_seconds, "[0, inf)")
+        check_finite = boolean("check_finite", check_finite)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together")
         if callbacks != ():
@@ -480,10 +517,12 @@ class Trainer(PerExample, Averaged):
         with self._lock:
             self._check_own_weights()
             val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "X_val", "y_val")
-            metrics = ["loss"] + ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
+            metrics = ["loss", *FIGURES * self.gradient_stats]
+            metrics += ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
             goals = self._goals(stop_at, metrics)
             if self.optimizer.reacts and self.optimizer.lr.monitor not in metrics:  # type: ignore[union-attr]
                 raise unknown_metric("monitor", self.optimizer.lr.monitor, metrics)  # type: ignore[union-attr]
+            given = y
             X, y, weight = self._checked(X, y, sample_weight, check_finite)
             batches = Batches(X, y, weight, None, self.rows_of_update, self.input_scale)
             n, size = len(batches.X), batches.batch_size
@@ -497,6 +536,7 @@ class Trainer(PerExample, Averaged):
                 )
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
             self._check_length(self.t + max_epochs * steps - under_way)
+            self.net.squeeze = flat(given)
             try:
                 for callback in callbacks:
                     callback.on_fit_begin(self, metrics)
@@ -527,6 +567,24 @@ class Trainer(PerExample, Averaged):
             if name not in metrics:
                 raise unknown_metric("stop_at", name, metrics)
         return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in stop_at.items()}
+
+
+class _Setting:
+    """An argument of a `Trainer` that is assigned to later: see `Trainer._change`. Read like any attribute."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __set__(self, trainer: Trainer, value: Any) -> None:
+        if "_executor" in vars(trainer):
+            trainer._change(self._name, value)
+        else:
+            vars(trainer)[self._name] = value
+
+
+SETTINGS = ("loss", "optimizer", *(Trainer.__init__.__kwdefaults__ or ()))
+for _name in SETTINGS:
+    setattr(Trainer, _name, _Setting(_name))
 
 
 def _limit(name: str, value: float | None) -> float | None:

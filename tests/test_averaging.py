@@ -255,3 +255,15 @@ def test_an_epoch_that_is_given_up_counts_as_one():
 def test_misuse_is_named(make_it, error, message):
     with pytest.raises(error, match=message):
         make_it()
+
+
+@pytest.mark.parametrize(("saved", "own"), [(mb.SWA(10), mb.SWA(1)), (mb.EMA(0.9, every=10), mb.EMA(0.9, every=1))])
+def test_a_checkpoint_with_another_count_of_weights_is_refused(saved, own, tmp_path):
+    X, y = mb.datasets.load_digits()
+    trainers = [mb.Trainer(mb.mlp([64, 8, 10]), batch_size=500, average=average) for average in (saved, own)]
+    trainers[0].fit(X, y, max_epochs=2, verbose=0)
+    trainers[0].save(tmp_path / "saved")
+    before = trainers[1].net.digest()
+    with pytest.raises(ValueError, match="average="):
+        trainers[1].load(tmp_path / "saved")
+    assert trainers[1].net.digest() == before

@@ -1,6 +1,8 @@
 """Advice on the size of mini-batches: a table from measured steps, the noise scale, and an experiment."""
 
+import copy
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -99,6 +101,86 @@ def test_a_branch_test_trains_copies(capsys):
     assert [b.updates for b in found] == [57, 15]
     assert all(0 < b.loss < 3 for b in found)
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+CYCLE = mb.OneCycleLR(0.1, total_steps=100)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        mb.SGD(CYCLE, momentum=CYCLE.momentum()),
+        mb.SGD(mb.ReduceLROnPlateau(0.1, "loss", patience=0, threshold=0.9)),
+        mb.Adam(CYCLE, betas=(CYCLE.momentum(), 0.999)),
+        mb.Muon(CYCLE, adamw_lr=CYCLE),
+    ],
+)
+def test_schedules_are_no_obstacle(optimizer):
+    trainer = trained(optimizer)
+    found = mb.advise_batch_size(trainer, X, Y, sizes=[16, 64], seconds=0.1, verbose=0)
+    assert (found.lr, found.betas) == (None, None)
+    assert "lr times" in str(found)
+    assert len(mb.branch_test(trainer, X, Y, factors=(0.5, 2), max_epochs=3, verbose=0)) == 2
+
+
+@pytest.mark.parametrize("epochs", [1, 2])  # of 57 updates: the cycle ends at 100
+def test_a_branch_has_the_rate_that_stands(epochs):
+    for lr in (CYCLE, mb.ReduceLROnPlateau(0.1, "loss", patience=0, threshold=0.9)):
+        trainer = mb.Trainer(mb.mlp([64, 32, 10]), optimizer=mb.SGD(lr), batch_size=32, input_scale=1 / 16)
+        trainer.fit(X[:1600], Y[:1600], max_epochs=epochs, verbose=0)
+        if lr is not CYCLE:
+            trainer.fit(X[:1600], Y[:1600], max_epochs=2, verbose=0)
+        rate = trainer._reacted() if lr is not CYCLE else CYCLE(min(trainer.t, 99))
+        (found,) = mb.branch_test(trainer, X, Y, factors=[1], verbose=0)
+        number = copy.deepcopy(trainer)
+        number.optimizer = mb.SGD(rate)
+        number.fit(X, Y, max_epochs=1, verbose=0)
+        assert found.loss == number.evaluate(X, Y)["loss"]
+
+
+def test_a_momentum_that_has_come_to_nothing_keeps_the_state():
+    falling = mb.LinearLR(0.9, 1.0, 0.0, total_iters=57)
+    trainer = trained(mb.RMSprop(0.001, momentum=falling))
+    again = copy.deepcopy(trainer)
+    again.fit(X, Y, max_epochs=1, verbose=0)
+    (found,) = mb.branch_test(trainer, X, Y, factors=[1], verbose=0)
+    assert found.loss == again.evaluate(X, Y)["loss"]
+
+
+@pytest.mark.parametrize("press", [1, 2, 3, 5])
+@pytest.mark.parametrize("call", [mb.advise_batch_size, mb.branch_test])
+def test_ctrl_c_is_raised_and_nothing_has_changed(call, press, monkeypatch):
+    trainer = trained()
+    calls, make_executor = iter(range(1, 1000)), mb.Trainer._executor_for
+    before = trainer.net.digest(), trainer.t, dict(trainer.history)
+
+    class Pressing:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def run(self, *arguments):
+            if next(calls) == press:
+                signal.raise_signal(signal.SIGINT)
+            return self.inner.run(*arguments)
+
+    monkeypatch.setattr(mb.Trainer, "_executor_for", lambda *arguments: Pressing(make_executor(*arguments)))
+    options = {"sizes": [16, 64], "seconds": 0.6} if call is mb.advise_batch_size else {"factors": [1] * 5}
+    with pytest.raises(KeyboardInterrupt):
+        call(trainer, X, Y, **options)
+    assert (trainer.net.digest(), trainer.t, dict(trainer.history)) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_copies_have_the_settings_that_count():
+    trainer = mb.Trainer(mb.mlp([64, 32, 10]), accumulate_steps=2, gradient_stats=True, average=mb.EMA(0.9, every=1))
+    trainer.fit(X, Y, max_epochs=1, verbose=0)
+    trainer.fit(X, Y, max_seconds=0, verbose=0)
+    found = mb.branch_test(trainer, X, Y, factors=(0.5, 1), verbose=0)
+    assert [b.batch_size for b in found] == [64, 128]
+    assert [b.updates for b in found] == [29, 15]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import doctest
 import math
+import signal
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -292,6 +294,55 @@ def test_weights_are_not_restored_in_the_middle_of_an_epoch(executor):
     assert everything(trainer) == everything(whole)
 
 
+class Breaking(mb.Callback):
+    """Notes the weights of each epoch, and breaks the fit off in the middle of the third."""
+
+    def __init__(self, how: Any) -> None:
+        self.how, self.seen = how, []
+
+    def on_epoch_end(self, trainer, row):
+        self.seen.append([array.tobytes() for array in trainer.net._learned])
+
+    def on_batch_end(self, trainer, loss):
+        return self.how() if trainer.t == 10 else None
+
+
+def fail() -> None:
+    raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("how", [lambda: "pause", lambda: signal.raise_signal(signal.SIGINT), fail])
+def test_the_best_weights_of_a_fit_that_was_broken_off_can_be_had(executor, how):
+    net = mb.Sequential(mb.Linear(6, 8), mb.BatchNorm1d(8), mb.ReLU(), mb.Linear(8, 3))
+    trainer = mb.Trainer(net, batch_size=16, executor=executor)
+    breaking, stopping = Breaking(how), mb.EarlyStopping("loss", restore_best=True)
+    with pytest.raises(RuntimeError, match="no") if how is fail else nullcontext():
+        fit(trainer, breaking, stopping)
+    assert (trainer.t, stopping.best_epoch) == (10, 2)
+    assert trainer.net.flat.tobytes() != breaking.seen[1][0]
+    for _ in range(2):
+        stopping.restore(trainer)
+        assert [array.tobytes() for array in trainer.net._learned] == breaking.seen[1]
+        fit(trainer, max_epochs=1)
+    assert trainer.epoch == 4
+
+
+def test_weights_that_are_not_there_or_of_another_network_are_not_restored():
+    stopping, without = mb.EarlyStopping("loss", restore_best=True), mb.EarlyStopping("loss")
+    trainer, other = make(average=mb.EMA(0.9)), mb.Trainer(mb.mlp([6, 4, 3]))
+    fit(trainer, without)
+    for each in (stopping, without):
+        with pytest.raises(ValueError, match=r"no weights to restore: EarlyStopping\(restore_best=True\) keeps them"):
+            each.restore(trainer)
+    fit(trainer, stopping)
+    before = other.net.flat.copy()
+    with pytest.raises(ValueError, match="those of another network than this trainer's"):
+        stopping.restore(other)
+    assert (other.net.flat == before).all()
+    with trainer.averaged(), pytest.raises(RuntimeError, match="the network has its averaged weights"):
+        stopping.restore(trainer)
+
+
 @pytest.mark.parametrize("options", [{"patience": 0}, {"min_delta": -1}, {"patience": 1.5}])
 def test_wrong_settings_are_named(options):
     with pytest.raises((ValueError, TypeError), match=next(iter(options)) + " must be"):
@@ -359,3 +410,68 @@ def test_the_log_has_the_rows_of_the_history(executor, tmp_path):
         fit(trainer, log)
     fit(trainer, mb.CSVLogger(log.path))
     assert log.path.read_text().splitlines()[0] == "epoch,loss,lr,seconds,examples_per_second"
+
+
+def test_a_fit_without_an_epoch_leaves_the_log_that_was_there(tmp_path):
+    trainer, log = make(), mb.CSVLogger(tmp_path / "log.csv")
+    log.path.write_text("old\n")
+    with pytest.raises(ValueError, match="got 'val_los'"):
+        fit(trainer, log, mb.EarlyStopping("val_los"))
+    with pytest.raises(RuntimeError, match="no"):
+        fit(trainer, log, Raising(), **VAL)
+    assert fit(trainer, log, Asking("pause", 2, True)).stopped == "pause"
+    assert log.path.read_text() == "old\n"
+    fit(trainer, log, max_epochs=1)
+    header, row = log.path.read_text().splitlines()
+    assert (header, row.split(",")[0]) == ("epoch,loss,lr,seconds,examples_per_second", "1")
+
+
+def test_a_log_that_cannot_be_written_is_told_before_the_first_epoch(tmp_path):
+    trainer = make()
+    with pytest.raises(FileNotFoundError):
+        fit(trainer, mb.CSVLogger(tmp_path / "nowhere" / "log.csv"))
+    assert trainer.t == 0
+
+
+# ---- figures of gradients --------------------------------------------------------------------------------------------
+
+
+def test_figures_of_gradients_are_told_logged_and_looked_at(executor, tmp_path):
+    diary, log = Diary(), mb.CSVLogger(tmp_path / "log.csv")
+    saving = mb.ModelCheckpoint(tmp_path / "best", "grad_norm", save_best_only=True)
+    trainer = make(executor, gradient_stats=True)
+    history = fit(trainer, diary, log, saving, max_epochs=6, **VAL)
+    assert ["epoch", *diary.notes[0][2], "lr", "seconds", "examples_per_second"] == list(history)
+    with log.path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(history)
+    assert [float(row["noise_scale"]) for row in rows] == history["noise_scale"]
+    assert saving.best == min(history["grad_norm"])
+    for name in ("val_los", "lr"):
+        with pytest.raises(ValueError, match=r"one of 'loss', 'example_norm_mean', .*'noise_scale_high'; got"):
+            fit(trainer, mb.EarlyStopping(name))
+    with pytest.raises(ValueError, match="monitor must be one of 'loss'; got 'grad_norm'"):
+        fit(make(executor), mb.EarlyStopping("grad_norm"))
+
+
+FALL = ["loss", "val_loss", "example_norm_mean", "example_norm_max", "grad_norm", "grad_variance"]
+RISE = ["val_accuracy", "val_r2", "noise_scale", "noise_scale_low", "noise_scale_high"]
+
+
+@pytest.mark.parametrize("name", FALL + RISE)
+def test_norms_are_to_fall_and_noise_scales_to_rise(name):
+    falls = name in FALL
+    assert callbacks.improved(name, 1.0, 2.0) == falls
+    assert callbacks.improved(name, 2.0, 1.0) != falls
+    assert _fitting.reached(name, 1.0, 2.0) == falls
+    assert _fitting.reached(name, 2.0, 1.0) != falls
+    assert mb.ReduceLROnPlateau(0.1, name).falls == falls
+
+
+def test_a_fit_ends_at_a_figure_of_gradients_and_a_rate_follows_one(executor):
+    rate = mb.ReduceLROnPlateau(0.1, "grad_variance", patience=0, threshold=0.5)
+    trainer = make(executor, gradient_stats=True, optimizer=mb.SGD(rate))
+    assert fit(trainer, stop_at={"grad_norm": 1e-6}).stopped == "max_epochs"
+    assert fit(trainer, stop_at={"noise_scale": 1e-6}).stopped == "stop_at"
+    assert trainer.epoch == 4
+    assert len(set(trainer.history["lr"])) > 1

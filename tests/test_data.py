@@ -103,6 +103,51 @@ def test_nan_and_infinity_are_found_with_their_row(value, dtype, order, fallback
         check_X(X, 7, check_finite=False)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("chunk", [100, data._CHUNK])
+def test_numbers_that_the_networks_dtype_has_no_room_for_are_found_with_their_row(order, chunk, monkeypatch):
+    monkeypatch.setattr(data, "_CHUNK", chunk)
+    f4, most = np.dtype("f4"), float(np.finfo("f4").max)
+    X = np.zeros((1000, 7), order=order)
+    X[5] = most, -most, 0, 1, 0, 0, 0
+    for array in X, X[::-3, ::-2]:
+        check_X(array, array.shape[1], dtype=f4)
+    for value in 1e39, -1e300:
+        X[613, 2] = value
+        with says(ValueError, f"X must fit in float32, the network's dtype; got {value} in row 613, column 2"):
+            check_X(X, 7, dtype=f4)
+        with says(ValueError, f"y must fit in float32, the network's dtype; got {value} in row 613"):
+            check_y(X[:, 2], X, "regression", 1, dtype=f4)
+        check_X(X, 7)
+        check_X(X, 7, check_finite=False, dtype=f4)
+    for value in np.nan, np.inf, -np.inf:  # those are called by their names
+        X[700, 1] = X[600, 3] = value
+        with says(ValueError, f"X must be finite; got {value} in row 600, column 3"):
+            check_X(X, 7, dtype=f4)
+    check_X(np.full((5, 3), 65504, "f2"), 3, dtype=f4)
+
+
+def test_what_objects_could_become_is_hinted():
+    import pandas
+
+    to_float = "; got dtype object: use np.asarray({0}, float) if all are numbers"
+    frames = [
+        pandas.DataFrame({"a": [1.5, 2.5], "b": [True, False]}),
+        pandas.DataFrame({"a": pandas.array([1, 2], "Int64"), "b": [0.5, 1.0]}),
+    ]
+    for frame in frames:
+        with pytest.raises(TypeError, match=re.escape(to_float.format("X")) + "$"):
+            check_X(frame, 2)
+        for task in "regression", "multilabel":
+            with pytest.raises(TypeError, match=re.escape(to_float.format("y_val")) + "$"):
+                check_y(frame, X5[:2], task, 2, name="y_val")
+        assert check_X(np.asarray(frame, float), 2).dtype == np.float64
+    with pytest.raises(TypeError, match=re.escape(": np.unique(y_val, return_inverse=True) numbers classes")):
+        check_y(pandas.Series(list("ab"), dtype=object), X5[:2], "classification", 2, name="y_val")
+    with pytest.raises(TypeError, match=r"got dtype <U1$"):
+        check_y(np.array(list("abcde")), X5, "regression", 1)
+
+
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype[0] != "f"])
 def test_class_labels_may_have_any_integer_dtype(dtype):
     y = np.array([1, 0, 1, 1, 0], dtype)

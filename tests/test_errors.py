@@ -28,6 +28,17 @@ X, Y = np.zeros((5, 3), np.float32), np.zeros(5, int)
         ({"batch_size": -64}, ValueError, "batch_size must be an integer >= 1; got -64"),
         ({"batch_size": 2.0}, TypeError, "batch_size must be an integer >= 1; got 2.0"),
         ({"batch_size": True}, TypeError, "batch_size must be an integer >= 1; got True"),
+        (
+            {"batch_size": 2**63},
+            ValueError,
+            "batch_size * accumulate_steps must be an integer from 1 to 9007199254740992; got 9223372036854775808",
+        ),
+        (
+            {"batch_size": 2**30, "accumulate_steps": 2**40},
+            ValueError,
+            "batch_size * accumulate_steps must be an integ",
+        ),
+        ({"batch_size": 10**5000}, ValueError, "; got an integer of 16610 bits"),
         ({"seed": -1}, ValueError, "seed must be an integer from 0 to 18446744073709551615; got -1"),
         ({"n_threads": 0}, ValueError, "n_threads must be an integer >= 1; got 0"),
         (
@@ -56,6 +67,7 @@ def test_a_wrong_trainer_is_refused(executor, options, error, message):
         ({"max_epochs": 0}, ValueError, "max_epochs must be an integer >= 1; got 0"),
         ({"max_epochs": 1.5}, TypeError, "max_epochs must be an integer >= 1; got 1.5"),
         ({"max_seconds": -1}, ValueError, "max_seconds must be a number in [0, inf); got -1"),
+        ({"check_finite": "no"}, TypeError, "check_finite must be True or False; got 'no'"),
         ({"X_val": X}, ValueError, "X_val and y_val must be given together"),
         ({"y_val": Y}, ValueError, "X_val and y_val must be given together"),
         ({"X_val": X[:, :2], "y_val": Y}, ValueError, "X_val has 2 features; the network takes 3"),
@@ -78,6 +90,44 @@ def test_wrong_options_of_fit_are_refused(executor, options, error, message):
     with pytest.raises(error, match="^" + re.escape(message)):
         trainer.fit(X, Y, verbose=0, **options)
     assert trainer.t == 0
+
+
+@pytest.mark.parametrize(("loss", "y"), [("cross_entropy", Y), ("mse", np.zeros((5, 2)))])
+def test_numbers_that_the_networks_dtype_makes_infinite_are_refused(executor, loss, y):
+    trainer = mb.Trainer(mb.mlp([3, 4, 2]), loss, executor=executor)
+    large = X.astype(np.float64)
+    large[4, 1] = -1e300
+    where = "must fit in float32, the network's dtype; got -1e+300 in row 4, column 1"
+    for call, name in (
+        (lambda: trainer.fit(large, y, verbose=0), "X"),
+        (lambda: trainer.fit(X, y, X_val=large, y_val=y, verbose=0), "X_val"),
+        (lambda: trainer.evaluate(large, y), "X"),
+        (lambda: trainer.net.predict(large), "X"),
+        (lambda: trainer.net.jacobian(large), "X"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(f"{name} {where}")):
+            call()
+    if loss == "mse":
+        with pytest.raises(
+            ValueError, match=re.escape("y must fit in float32, the network's dtype; got 1e+300 in row 0")
+        ):
+            trainer.fit(X, y + 1e300, verbose=0)
+    assert trainer.t == 0
+    mb.Trainer(mb.mlp([3, 4, 2], dtype="float64"), loss, executor=executor).evaluate(large * 1e-200, y)
+
+
+def test_ragged_data_are_named(executor):
+    trainer = mb.Trainer(NET, executor=executor)
+    ragged = [[1], [1, 2]]
+    for call, name in (
+        (lambda: trainer.fit(X, ragged, verbose=0), "y"),
+        (lambda: trainer.step(X, ragged), "y"),
+        (lambda: trainer.fit(X, Y, X_val=X, y_val=ragged, verbose=0), "y_val"),
+        (lambda: NET.predict(ragged), "X"),
+        (lambda: NET.jacobian(ragged), "X"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} can't be made an array: "):
+            call()
 
 
 def test_drop_last_must_leave_something(executor):

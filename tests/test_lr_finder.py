@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+import signal
 import sys
 from typing import Any
 
@@ -67,6 +68,64 @@ def test_each_rate_is_tried_by_one_update(executor, average):
     assert first == 7
     by_hand.fit(X, Y, max_epochs=9, verbose=0, callbacks=[Notes()])
     assert found.losses.tolist() == losses
+
+
+CYCLE = mb.OneCycleLR(0.1, total_steps=21)
+HALVING = mb.ExponentialLR(0.5, 0.9)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])  # of 7 updates: the last is the end of the cycle
+@pytest.mark.parametrize("residual", [False, True])
+def test_other_schedules_stand_still(executor, epochs, residual):
+    def make_with(optimizer: mb.Optimizer, p: Any) -> mb.Trainer:
+        dropout = mb.Residual(mb.Linear(6, 6), mb.Dropout(p)) if residual else mb.Dropout(p)
+        net = mb.Sequential(dropout, mb.Linear(6, 3), mb.Dropout(0.1))
+        return mb.Trainer(net, optimizer=optimizer, executor=executor, batch_size=16)
+
+    sgd = mb.SGD(CYCLE, CYCLE.momentum(), weight_decay=HALVING, groups={"*.bias": {"lr": 0.5}})
+    trainer = make_with(sgd, CYCLE)
+    if epochs:
+        trainer.fit(X, Y, max_epochs=epochs, verbose=0)
+    found = mb.find_lr(trainer, X, Y, num_iter=40)
+    t = trainer.t
+    p, momentum = (schedule(min(t, 20)) for schedule in (CYCLE, CYCLE.momentum()))
+    number = make_with(mb.SGD(0.1, momentum, weight_decay=HALVING(t), groups={"*.bias": {"lr": 0.5}}), p)
+    number.net.flat[:], number.state[:], number.t, number.epoch = trainer.net.flat, trainer.state, t, trainer.epoch
+    assert found.losses.tolist() == mb.find_lr(number, X, Y, num_iter=40).losses.tolist()
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (CYCLE.momentum(), mb.ConstantLR(0.99, 1.0))])
+def test_a_rate_that_follows_a_metric_or_has_no_value_plays_no_part(executor, betas):
+    def none(t: int) -> float:
+        raise RuntimeError("no")
+
+    found = [
+        mb.find_lr(make(executor, optimizer=mb.Adam(lr, betas)), X, Y, num_iter=30).losses.tolist()
+        for lr in (0.01, mb.ReduceLROnPlateau(0.1), CYCLE, none)
+    ]
+    assert found == found[:1] * 4
+
+
+@pytest.mark.parametrize("call", [1, 5, 30])  # of 30 mini-batches
+def test_ctrl_c_is_raised_and_nothing_has_changed(executor, call, monkeypatch):
+    trainer = make(executor)
+    before, calls, make_executor = everything(trainer), iter(range(1, 100)), mb.Trainer._executor_for
+
+    class Pressing:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def run(self, *arguments: Any) -> int:
+            if next(calls) == call:
+                signal.raise_signal(signal.SIGINT)
+            return self.inner.run(*arguments)
+
+    monkeypatch.setattr(mb.Trainer, "_executor_for", lambda *arguments: Pressing(make_executor(*arguments)))
+    with pytest.raises(KeyboardInterrupt):
+        mb.find_lr(trainer, X, Y, num_iter=30)
+    assert next(calls) == call + 1
+    assert everything(trainer) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_suggestion_trains_well():

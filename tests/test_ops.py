@@ -591,6 +591,8 @@ def test_gradients_are_clipped_by_their_common_norm(rng, backend, dtype, size):
 
 
 f32 = np.float32
+OWN = mb.Activation(np.tanh)
+OWN_IS_REFUSED = r"activation must be built in, such as .*, and no function of your own; got Activation\(tanh\)"
 
 
 def bad_calls():
@@ -634,6 +636,9 @@ def bad_calls():
             lambda **k: ops.activation_forward(z, mb.Linear(2, 2), **k),
             "activation must be a name or",
         ),
+        "own activation": (lambda **k: ops.matmul(a, b, activation=OWN, out=out, **k), OWN_IS_REFUSED),
+        "own activation forward": (lambda **k: ops.activation_forward(z, OWN, out=z, **k), OWN_IS_REFUSED),
+        "own activation backward": (lambda **k: ops.activation_backward(z, OWN, z=z, out=z, **k), OWN_IS_REFUSED),
         "alpha": (lambda **k: ops.matmul(a, b, alpha="2", out=out, **k), "alpha must be a number"),
         "beta": (lambda **k: ops.matmul(a, b, beta=1, **k), "beta=1.0 needs an out"),
         "backward part": (

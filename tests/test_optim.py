@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -168,6 +169,52 @@ def test_names_repr_equality_and_pickle():
 def test_misuse_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+FLAGS = [
+    (lambda flag: mb.SGD(momentum=0.9, nesterov=flag), "nesterov"),
+    (lambda flag: mb.Adam(amsgrad=flag), "amsgrad"),
+    (lambda flag: mb.AdamW(amsgrad=flag), "amsgrad"),
+    (lambda flag: mb.NAdam(decoupled_weight_decay=flag), "decoupled_weight_decay"),
+    (lambda flag: mb.RAdam(decoupled_weight_decay=flag), "decoupled_weight_decay"),
+    (lambda flag: mb.RMSprop(centered=flag), "centered"),
+    (lambda flag: mb.Muon(nesterov=flag), "nesterov"),
+    (lambda flag: mb.Linear(2, 3, bias=flag), "bias"),
+    (lambda flag: mb.BatchNorm1d(3, affine=flag), "affine"),
+    (lambda flag: mb.LayerNorm(3, elementwise_affine=flag), "elementwise_affine"),
+    (lambda flag: mb.LayerNorm(3, bias=flag), "bias"),
+    (lambda flag: mb.EMA(validate=flag), "validate"),
+    (lambda flag: mb.SWA(3, validate=flag), "validate"),
+    (lambda flag: mb.OneCycleLR(0.1, total_steps=5, three_phase=flag), "three_phase"),
+    *(
+        (lambda flag, name=name: mb.Trainer(mb.mlp([2, 3, 2]), **{name: flag}), name)
+        for name in ("shuffle", "drop_last", "secure", "gradient_stats")
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "name"), FLAGS)
+def test_a_flag_is_true_or_false(make, name):
+    for flag in True, False:
+        assert getattr(make(flag), name) is flag
+        assert getattr(make(np.bool_(flag)), name) is flag
+    for wrong in "False", "", 0, 1, None, np.array([True, False]):
+        with pytest.raises(TypeError, match=re.escape(f"{name} must be True or False; got {wrong!r}")):
+            make(wrong)
+
+
+def test_numpys_flags_can_be_saved(tmp_path):
+    sgd = mb.SGD(0.1, momentum=0.9, nesterov=np.bool_(True))
+    mb.Trainer(mb.mlp([2, 3, 2]), optimizer=sgd, shuffle=np.bool_(False)).save(tmp_path / "trainer")
+    assert mb.load(tmp_path / "trainer").optimizer == sgd
+
+
+def test_a_number_that_no_float_holds_is_refused_in_one_line():
+    for number, shown in ((10**400, "an integer of 1329 bits"), (-(10**5000), "an integer of 16610 bits")):
+        with pytest.raises(ValueError, match=re.escape(f"lr must be a number in [0, inf); got {shown}")):
+            mb.SGD(number)
+    with pytest.raises(ValueError, match=r"seed must be an integer from 0 to .*; got an integer of 16610 bits"):
+        mb.Trainer(mb.mlp([2, 3, 2]), seed=10**5000)
 
 
 @pytest.mark.parametrize(

@@ -493,3 +493,33 @@ def test_weights_and_privacy_exclude_each_other():
         make("native", **private).fit(X, Y, sample_weight=np.ones(97), verbose=0)
     with pytest.raises(ValueError, match="X has 97 rows; mini-batches of 128 can't be drawn from them"):
         make("native", sampling="poisson", batch_size=128).fit(X, Y, verbose=0)
+
+
+# ---- rows that count for nothing, and rows without a gradient ------------------------------------------------------
+
+
+def test_rows_of_weight_zero_may_come_alone(executor):
+    rng = np.random.default_rng(0)
+    X, y, weight = rng.standard_normal((6, 5)), rng.integers(0, 3, 6), np.array([0, 1.0, 0, 2, 0, 3])
+    whole, apart = (mb.Trainer(mb.mlp([5, 8, 3], dtype="float64"), executor=executor) for _ in range(2))
+    whole.accumulate(X, y, weight)
+    losses = [apart.accumulate(X[i : i + 1], y[i : i + 1], weight[i : i + 1]) for i in range(6)]
+    assert np.isnan(losses).tolist() == (weight == 0).tolist()
+    for each in (whole, apart):
+        each.apply()
+    np.testing.assert_allclose(apart.net.flat, whole.net.flat, rtol=0, atol=1e-12)
+    apart.accumulate(X[:1], y[:1], [0.0])
+    with pytest.raises(ValueError, match="from accumulate"):
+        apart.backward(X, np.ones((6, 3)))
+    before = apart.net.flat.copy()
+    apart.apply()
+    assert np.abs(apart.net.flat - before).max() < 0.01
+
+
+@pytest.mark.parametrize("what", ["gradients", "per_example_norms", "per_example_gradients", "input_gradients"])
+def test_a_loss_that_is_not_finite_has_no_gradient(what, executor):
+    trainer = mb.Trainer(mb.mlp([4, 8, 1]), "mse", executor=executor)
+    X = np.ones((6, 4))
+    X[3, 2] = np.nan
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        getattr(trainer, what)(X, np.ones(6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastmb as mb
+from fastmb import _fitting, _snapshot
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 6)).astype(np.float32)
@@ -125,3 +127,23 @@ def test_misuse_is_named(wrong, error, message):
         mb.SequentialLR([mb.ReduceLROnPlateau(0.1)], [])
     with pytest.raises(TypeError, match="momentum must be a number"):
         mb.SGD(momentum=mb.ReduceLROnPlateau(0.1))
+
+
+def test_epochs_that_a_divergence_takes_back_are_forgotten(executor, monkeypatch):
+    monkeypatch.setattr(_snapshot, "IN_MEMORY", 0)  # snapshots are taken as for large networks, seldom
+    monkeypatch.setattr(_fitting, "SPARING", 1e9)
+
+    class Breaking(mb.Callback):
+        def on_epoch_end(self, trainer, row):
+            if row["epoch"] == 6:
+                trainer.net.flat[:] = math.nan
+
+    trainer = make(executor, threshold=0.9)
+    with pytest.raises(FloatingPointError, match="in epoch 7"):
+        trainer.fit(X, Y, max_epochs=8, verbose=0, callbacks=[Breaking()])
+    assert trainer.epoch == len(trainer.history["epoch"]) < 6
+    again = copy.deepcopy(trainer)
+    for each in trainer, again:
+        each.fit(X, Y, max_epochs=3, verbose=0)
+    assert trainer.history["lr"] == again.history["lr"]
+    assert (trainer.net.flat == again.net.flat).all()

@@ -18,6 +18,7 @@ import pytest
 
 import fastmb as mb
 from fastmb import _fitting, trainer
+from fastmb._progress import Interrupt, Whole
 from fastmb.data import permutation
 
 RNG = np.random.default_rng(0)
@@ -236,6 +237,118 @@ def test_the_users_own_signal_handler_stays(executor):
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     assert seen == [1]
+
+
+def ctrl_c(times: int = 1) -> None:
+    for _ in range(times):
+        signal.raise_signal(signal.SIGINT)
+
+
+class Pressing(mb.Callback):
+    """Has Ctrl-C pressed so many times after the first epoch or mini-batch, and notes what came of it."""
+
+    def __init__(self, times: int, batch: bool = False) -> None:
+        self.times, self.batch, self.came = times, batch, []
+
+    @property
+    def wants_batches(self):
+        return self.batch
+
+    def press(self):
+        self.came.append("pressed")
+        ctrl_c(self.times)
+        self.came.append("went on")
+
+    def on_epoch_end(self, trainer, row):
+        if not self.batch:
+            self.press()
+
+    def on_batch_end(self, trainer, loss):
+        self.press()
+
+    def on_exception(self, trainer, error):
+        self.came.append(type(error))
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_second_ctrl_c_breaks_a_callback_off(executor, batch):
+    whole, broken = make(executor), make(executor)
+    once, twice = Pressing(1, batch), Pressing(2, batch)
+    assert fit(broken, X, Y, callbacks=[once]).stopped == "interrupted"
+    assert once.came == ["pressed", "went on"]
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, X, Y, callbacks=[twice])
+    assert twice.came == ["pressed", KeyboardInterrupt]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert broken.t == (2 if batch else 14)
+    fit(broken, X, Y, max_epochs=3 - broken.epoch)
+    fit(whole, X, Y, max_epochs=3)
+    assert everything(broken) == everything(whole)
+
+
+def test_a_second_ctrl_c_breaks_a_validation_off(executor):
+    whole, broken = make(executor, average=mb.EMA(0.9, every=2)), make(executor, average=mb.EMA(0.9, every=2))
+    inner = broken._executor
+
+    class Validating(Stuttering):
+        def evaluate(self, *arguments):
+            ctrl_c(2)
+            inner.evaluate(*arguments)
+
+    broken._executor = Validating(inner, 100)
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, X, Y, X_val=X, y_val=Y)
+    broken._executor = inner
+    assert (broken.epoch, broken.history["epoch"], "val_loss" in broken.history) == (1, [1], False)
+    fit(broken, X, Y, X_val=X, y_val=Y, max_epochs=2)
+    fit(whole, X, Y, X_val=X, y_val=Y, max_epochs=3)
+    assert everything(broken) == everything(whole)
+    for column in "epoch", "loss", "lr":
+        assert broken.history[column] == whole.history[column]
+    np.testing.assert_array_equal(broken.history["val_loss"], [math.nan, *whole.history["val_loss"][1:]])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_second_ctrl_c_breaks_no_mini_batch_off(executor, nested):
+    whole, broken, outer = make(executor), make(executor), make(executor)
+    inner = broken._executor
+    broken._executor = Stuttering(inner, 2, 2, lambda: ctrl_c(3))
+
+    class Fitting(mb.Callback):
+        def on_epoch_end(self, trainer, row):
+            fit(broken, X, Y)
+
+    if nested:
+        assert fit(outer, X, Y, callbacks=[Fitting()]).stopped == "interrupted"
+        assert outer.epoch == 1
+    else:
+        fit(broken, X, Y)
+    assert (broken.history.stopped, broken.t) == ("interrupted", 4)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    broken._executor = inner
+    for each in broken, whole:
+        fit(each, X, Y, max_epochs=1)
+    assert everything(broken) == everything(whole)
+
+
+def test_what_has_to_be_whole_ends_with_the_ctrl_c_that_came_before_or_during_it():
+    def press_and_fit(trainer: mb.Trainer) -> None:
+        with Whole():
+            ctrl_c()
+            fit(trainer, X, Y, max_epochs=10**6)
+
+    trainer = make("numpy")
+    with pytest.raises(KeyboardInterrupt):
+        press_and_fit(trainer)
+    assert trainer.history.stopped == "interrupted"
+    with pytest.raises(KeyboardInterrupt):
+        press_and_fit(make("numpy", optimizer=mb.SGD(1e38)))
+    with Interrupt() as around:
+        ctrl_c()
+        around.raises = True
+        with Whole() as whole:  # a callback's own, which is begun afterwards
+            assert not whole.hit
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_threads_wait_for_one_another(executor):

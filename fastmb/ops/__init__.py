@@ -5,7 +5,8 @@ function exists in three backends: ``native`` (compiled kernels on all cores), `
 ``pip install 'fastmb[numba]'``) and ``numpy`` (float64 inside, plain, slow: the reference). A call's own `backend`
 counts first, then `use_backend`; else ``native`` is taken; where the extension was not built ``numba``, or ``numpy``.
 
-Bad arguments raise a `TypeError` or a `ValueError` that names them, before anything is written.
+Bad arguments raise a `TypeError` or a `ValueError` that names them, before anything is written. So does an activation
+that is a function of your own, ``Activation(f)``: these functions have the built-in ones.
 
 With ``native`` the bits of a result don't depend on the number of threads: an element of a product is one chain of
 fused multiply-adds in index order, and a reduction adds its gradients in their order.
@@ -119,7 +120,7 @@ def matmul(
     bias : ndarray, optional
         Broadcast to the result's shape: (n,) adds one value to each column.
     activation : str or Activation, optional
-        A name such as ``"relu"``, or a module such as ``LeakyReLU(0.1)``.
+        A name such as ``"relu"``, or a built-in module such as ``LeakyReLU(0.1)``.
     alpha, beta : float, default 1 and 0
         A beta other than 0 needs an `out`; with 0, what `out` holds is not looked at.
     out : ndarray (..., m, n), optional
@@ -230,7 +231,7 @@ def activation_forward(
     z : ndarray
         Any shape.
     activation : str or Activation
-        A name such as ``"gelu"``, or a module such as ``LeakyReLU(0.1)``.
+        A name such as ``"gelu"``, or a built-in module such as ``LeakyReLU(0.1)``.
     out : ndarray, optional
         May be `z` itself.
     backend : {"native", "numba", "numpy"}, optional
@@ -259,6 +260,7 @@ def activation_backward(
     da : ndarray
         The gradient with respect to the output, any shape.
     activation : str or Activation
+        As in `activation_forward`.
     z, a : ndarray, one of the two
         Like `da`. The output `a` suffices for identity, relu, leaky_relu (of a slope >= 0), elu, selu, softplus, tanh
         and sigmoid; near where the function is flat, the input gives more digits.

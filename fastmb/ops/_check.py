@@ -108,6 +108,9 @@ def activation(activation: object) -> tuple[str, float]:
     if not isinstance(activation, modules.Activation):
         raise TypeError(f"activation must be a name or a module such as LeakyReLU(0.1); got {activation!r}")
     op = activation.op
+    if op.kind not in modules.ACTIVATIONS:  # the backends have kernels of these
+        expected = "built in, such as 'tanh' or LeakyReLU(0.1), and no function of your own"
+        raise ValueError(f"activation must be {expected}; got {activation!r}")
     return op.kind, op.value
 
 

@@ -45,7 +45,6 @@ class NAdam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check(eps="(0, inf)", momentum_decay="[0, inf)")
-        object.__setattr__(self, "decoupled_weight_decay", bool(self.decoupled_weight_decay))
 
     @property
     def kind(self) -> str:
@@ -87,7 +86,6 @@ class RAdam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check(eps="(0, inf)")
-        object.__setattr__(self, "decoupled_weight_decay", bool(self.decoupled_weight_decay))
 
     @property
     def kind(self) -> str:

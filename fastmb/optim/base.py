@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .._arithmetic import power
-from .._checks import number, number_or_schedule, per_step
+from .._checks import boolean, number, number_or_schedule, per_step
 from .._errors import unknown_name
 
 KINDS = {  # kind -> arrays of state, each as large as the parameters, in the order of the executors
@@ -88,6 +88,9 @@ class Optimizer:
                 object.__setattr__(self, name, number_or_schedule(name, getattr(self, name), interval))
         if hasattr(self, "betas"):
             object.__setattr__(self, "betas", _betas(self.betas))
+        for flag in fields(self):
+            if isinstance(flag.default, bool):
+                object.__setattr__(self, flag.name, boolean(flag.name, getattr(self, flag.name)))
         object.__setattr__(self, "groups", self._checked_groups())
 
     def __repr__(self) -> str:

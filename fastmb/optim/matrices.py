@@ -85,7 +85,6 @@ class Muon(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check(eps="(0, inf)")
-        object.__setattr__(self, "nesterov", bool(self.nesterov))
         object.__setattr__(self, "ns_steps", integer("ns_steps", self.ns_steps, 1, 99))
         if self.adjust_lr_fn not in (None, *_ADJUSTMENTS):
             raise unknown_name("adjust_lr_fn", self.adjust_lr_fn, _ADJUSTMENTS)

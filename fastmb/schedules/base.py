@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import integer, number
+from .._checks import boolean, integer, number
 from .._errors import unknown_name
 
 THIRD = 1 / 3
@@ -43,6 +43,8 @@ class Schedule:
                 value = number(name, value, _NUMBERS[name])
             elif name in _INTEGERS and (value is not None or parameter.default is not None):
                 value = integer(name, value, 1, _MOST)
+            elif isinstance(parameter.default, bool):
+                value = boolean(name, value)
             elif name in _NAMES and value not in _NAMES[name]:
                 raise unknown_name(name, value, _NAMES[name])
             object.__setattr__(self, name, value)

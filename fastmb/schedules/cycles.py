@@ -147,7 +147,6 @@ class OneCycleLR(Schedule):
         super().__post_init__()
         if self.total_steps is None and (self.epochs is None or self.steps_per_epoch is None):
             raise ValueError("OneCycleLR takes total_steps, or epochs and steps_per_epoch")
-        object.__setattr__(self, "three_phase", bool(self.three_phase))
 
     @property
     def end(self) -> int:

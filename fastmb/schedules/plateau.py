@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .._checks import integer, number
 from .._errors import unknown_name
+from .._metrics import falls
 
 
 class Standing(NamedTuple):
@@ -32,9 +33,9 @@ class ReduceLROnPlateau:
     lr : float
         The learning rate to begin with.
     monitor : str, default "val_loss"
-        A column of the history. A fit whose rows don't have it is refused.
+        A loss or metric in the history, or a figure of `gradient_stats`. A fit whose rows don't have it is refused.
     mode : {"min", "max"}, optional
-        Whether the metric is to fall or to rise. Default: losses are to fall, other metrics to rise.
+        Whether the metric is to fall or to rise. Default: as for `EarlyStopping`.
     factor : float, default 0.1
         In [0, 1).
     patience : int, default 10
@@ -87,7 +88,7 @@ class ReduceLROnPlateau:
     @property
     def falls(self) -> bool:
         """Whether the metric is to fall."""
-        return self.monitor.endswith("loss") if self.mode is None else self.mode == "min"
+        return falls(self.monitor) if self.mode is None else self.mode == "min"
 
     def start(self) -> Standing:
         """Before the first epoch."""

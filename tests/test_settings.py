@@ -1,0 +1,160 @@
+"""Arguments of a trainer that are assigned to after it was made."""
+
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+import fastmb as mb
+from fastmb.trainer import SETTINGS
+
+X, Y = mb.datasets.load_digits()
+
+
+def trainer(executor=None, **options):
+    net = mb.mlp([64, 12, 10], dropout=0.2, seed=1)
+    usual = {"optimizer": mb.SGD(0.1), "batch_size": 100, "n_threads": 1, "executor": executor, "input_scale": 1 / 16}
+    return mb.Trainer(net, **usual | options)
+
+
+def fitted(each, epochs=1):
+    each.fit(X[:500], Y[:500], max_epochs=epochs, verbose=0)
+    return each
+
+
+OTHERS = {
+    "loss": mb.CrossEntropy(label_smoothing=0.3),
+    "optimizer": mb.SGD(0.01, weight_decay=0.1),
+    "batch_size": 64,
+    "shuffle": False,
+    "drop_last": True,
+    "seed": 5,
+    "n_threads": 2,
+    "executor": "numpy",
+    "input_scale": 1 / 8,
+    "accumulate_steps": 2,
+    "max_grad_norm": 1e-3,
+    "clip_value": 1e-4,
+    "clip_per_example": 0.01,
+    "noise_multiplier": 0.5,
+    "secure": True,
+    "sampling": "poisson",
+    "gradient_stats": True,
+    "average": mb.EMA(0.9),
+}
+
+
+def test_all_settings_are_looked_at_here():
+    assert set(OTHERS) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_setting_counts_from_when_it_is_assigned(name, executor):
+    beside = {"clip_per_example": 1.0} if name == "noise_multiplier" else {}
+    beside["executor"] = executor
+    changed, made = trainer(**beside), trainer(**beside | {name: OTHERS[name]})
+    setattr(changed, name, OTHERS[name])
+    assert repr(getattr(changed, name)) == repr(getattr(made, name)) == repr(OTHERS[name])
+    for each in (changed, made):
+        fitted(each)
+    assert changed.net.digest() == made.net.digest()
+    assert pickle.loads(pickle.dumps(changed)).state.tobytes() == changed.state.tobytes() == made.state.tobytes()
+
+
+def test_a_setting_that_is_assigned_between_fits_goes_on_from_the_same_state(executor):
+    first = fitted(trainer(executor, optimizer=mb.SGD(0.1, momentum=0.9)))
+    second = pickle.loads(pickle.dumps(first))
+    state = first.state
+    first.optimizer = mb.SGD(0.02, momentum=0.8, groups={"*.bias": {"lr": 2}})
+    first.max_grad_norm = 0.5
+    assert first.state is state
+    vars(second).update(optimizer=first.optimizer, max_grad_norm=0.5)
+    second = pickle.loads(pickle.dumps(second))  # all made anew
+    assert fitted(first).net.digest() == fitted(second).net.digest()
+
+
+def test_before_the_first_update_any_optimiser_is_taken(executor):
+    changed, made = trainer(executor), trainer(executor, optimizer=mb.Adam(0.01))
+    changed.optimizer = "adam"
+    changed.optimizer = mb.Adam(0.01)
+    assert fitted(changed).net.digest() == fitted(made).net.digest()
+    assert changed.state.shape == (2, changed.net.plan.size)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("optimizer", mb.Adam(), "optimizer can't become Adam"),
+        ("optimizer", mb.SGD(0.1, momentum=0.9), "another state than 5 updates have left; make a new Trainer"),
+        ("average", mb.SWA(0), "average can't become SWA"),
+        ("average", mb.EMA(0.9, every=1), "average can't become EMA"),
+        ("batch_size", 0, "batch_size must be an integer >= 1"),
+        ("loss", "mse2", "mse2"),
+        ("clip_value", -1.0, "clip_value"),
+        ("noise_multiplier", 1.0, "noise_multiplier needs clip_per_example"),
+        ("sampling", "urn", "sampling"),
+    ],
+)
+def test_what_a_setting_cannot_be_is_refused_and_changes_nothing(name, value, message):
+    one, other = fitted(trainer(average=mb.EMA(0.9))), fitted(trainer(average=mb.EMA(0.9)))
+    with pytest.raises(ValueError, match=message):
+        setattr(one, name, value)
+    assert repr(getattr(one, name)) == repr(getattr(other, name))
+    assert fitted(one).net.digest() == fitted(other).net.digest()
+
+
+def test_mini_batches_stay_as_they_are_until_the_epoch_is_over():
+    one = trainer()
+    one.fit(X, Y, max_epochs=1, max_seconds=0, verbose=0)
+    assert one._current is not None
+    with pytest.raises(ValueError, match="batch_size can't become 32: an epoch is under way"):
+        one.batch_size = 32
+    one.batch_size = 100
+    one.optimizer = mb.SGD(0.3)
+    one.fit(X, Y, max_epochs=1, verbose=0)
+    one.batch_size = 32
+
+
+def test_an_assignment_waits_for_a_call_in_another_thread():
+    one, inside = trainer(), threading.Event()
+
+    class Slow(mb.Callback):
+        def on_epoch_end(self, trainer, row):
+            inside.set()
+            threading.Event().wait(0.05)
+
+    fit = threading.Thread(target=one.fit, args=(X, Y), kwargs={"max_epochs": 2, "verbose": 0, "callbacks": [Slow()]})
+    fit.start()
+    assert inside.wait(10)
+    one.batch_size = 32  # refused inside an epoch, so it has waited for both
+    fit.join()
+    assert one.epoch == 2
+
+
+def test_a_callback_may_change_the_learning_rate():
+    class Half(mb.Callback):
+        def on_epoch_end(self, trainer, row):
+            trainer.optimizer = mb.SGD(trainer.optimizer.lr / 2)
+
+    history = trainer().fit(X, Y, max_epochs=3, verbose=0, callbacks=[Half()])
+    assert history["lr"] == [0.1, 0.05, 0.025]
+
+
+# ---- what calls leave behind ---------------------------------------------------------------------------------------
+
+
+def test_only_training_tells_whether_predictions_have_a_dimension_of_outputs():
+    Z = np.ones((50, 4))
+    one = mb.Trainer(mb.mlp([4, 8, 1]), "mse", n_threads=1)
+    one.fit(Z, Z[:, 0], max_epochs=1, verbose=0)
+    one.evaluate(Z, Z[:, :1])
+    with pytest.raises(ValueError, match="features"):
+        one.fit(Z[:, :3], Z[:, 0], X_val=Z, y_val=Z[:, :1])
+    with pytest.raises(FloatingPointError):
+        one.step(np.full((2, 4), np.nan), np.ones((2, 1)))
+    assert one.net.predict(Z).shape == (50,)
+    one.accumulate(Z, Z[:, :1])
+    assert one.net.predict(Z).shape == (50, 1)
+    one.step(Z, Z[:, 0])
+    assert one.net.predict(Z).shape == (50,)
