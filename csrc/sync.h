@@ -16,10 +16,14 @@
 
 /* A barrier that can be used again at once. The last to arrive starts the next generation. */
 enum { FMB_MAX_THREADS = 256 };
-typedef struct {
-    int32_t arrived __attribute__((aligned(64)));
-    int32_t generation __attribute__((aligned(64)));
-    int32_t cpu[FMB_MAX_THREADS] __attribute__((aligned(64))); /* where each thread was when it last arrived */
+typedef struct { /* on cache lines of their own, wherever it lies */
+    char before[64];
+    int32_t arrived;
+    char between[64];
+    int32_t generation;
+    char after[64];
+    int32_t cpu[FMB_MAX_THREADS]; /* where each thread was when it last arrived */
+    char behind[64];
 } fmb_barrier;
 
 /* Some 20 us of spinning, hardly any where another of the threads is on this processor; then some milliseconds of giving
@@ -119,6 +123,25 @@ static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
 static inline void fmb_advance(int32_t *counter)
 {
     __atomic_store_n(counter, (int32_t)((uint32_t)*counter + 1), __ATOMIC_RELEASE);
+}
+
+/* What another thread may change, or look at, meanwhile; nothing else follows from it. */
+static inline int64_t fmb_look(const int64_t *place)
+{
+    return __atomic_load_n(place, __ATOMIC_RELAXED);
+}
+
+static inline void fmb_tell(int64_t *place, int64_t value)
+{
+    __atomic_store_n(place, value, __ATOMIC_RELAXED);
+}
+
+/* The number at `place` becomes `value` if that is less. */
+static inline void fmb_least(int64_t *place, int64_t value)
+{
+    int64_t now = fmb_look(place);
+    while (value < now && !__atomic_compare_exchange_n(place, &now, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
 }
 
 /* Take `count` pieces from a counter; the first of them. */

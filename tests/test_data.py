@@ -268,3 +268,13 @@ def test_weights_become_contiguous_doubles():
 @pytest.mark.parametrize(("n", "size", "expected"), [(1, 64, 1), (64, 64, 1), (65, 64, 2), (5, 1, 5)])
 def test_the_last_mini_batch_may_be_smaller(n, size, expected):
     assert Batches(np.zeros((n, 1)), None, None, None, size).n_batches == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [[0], [150], [40_000], [20_000, 59_999], [7, 59_999]])
+def test_whoever_finds_what_is_not_finite_the_first_row_is_named(rows, dtype):
+    X = np.zeros((60_000, 64), dtype)  # some threads look at parts of it
+    X[rows, 5] = np.inf
+    for _ in range(20):
+        with pytest.raises(ValueError, match=f"must be finite; got inf in row {rows[0]}, column 5"):
+            check_X(X, 64, dtype=X.dtype)

@@ -3,7 +3,11 @@
 What every executor computes is checked against sums written out here, and `native` against the reference, to rounding,
 over instruction sets, thread counts and sizes; the same bits whatever the threads."""
 
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -523,3 +527,26 @@ def test_a_loss_that_is_not_finite_has_no_gradient(what, executor):
     X[3, 2] = np.nan
     with pytest.raises(FloatingPointError, match="the loss is nan"):
         getattr(trainer, what)(X, np.ones(6))
+
+
+WITHOUT_ENTROPY = """
+import numpy as np, fastmb as mb
+trainer = mb.Trainer(mb.mlp([4, 8, 3]), clip_per_example=1, noise_multiplier=1, secure=True, executor="native")
+before, X, y = trainer.net.flat.copy(), np.ones((6, 4)), np.arange(6) % 3
+trainer.accumulate(X, y)
+for call in (lambda: trainer.step(X, y), lambda: trainer.fit(X, y, verbose=0), trainer.apply):
+    try:
+        call()
+    except OSError as error:
+        print("random numbers" in str(error), trainer.t, np.array_equal(trainer.net.flat, before))
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="makes a system without random numbers with gcc")
+def test_without_random_numbers_of_the_system_no_update_is_made(tmp_path):
+    (tmp_path / "none.c").write_text("int getentropy(void *p, unsigned long n) { (void)p; (void)n; return -1; }")
+    library = str(tmp_path / "none.so")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(tmp_path / "none.c")], check=True)
+    command = [sys.executable, "-c", WITHOUT_ENTROPY]
+    done = subprocess.run(command, env=os.environ | {"LD_PRELOAD": library}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True 0 True"] * 3

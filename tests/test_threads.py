@@ -110,6 +110,38 @@ def test_a_fit_after_a_fork_works_in_parent_and_child():
         assert digest(trainer(2)) == expected
 
 
+def test_a_child_of_a_process_that_trains_in_another_thread_can_train():
+    code = """
+import multiprocessing, threading
+import numpy as np, fastmb as mb
+rng = np.random.default_rng(0)
+X, y = rng.standard_normal((60000, 32), np.float32), rng.integers(0, 10, 60000)
+
+def train():
+    trainer = mb.Trainer(mb.mlp([32, 64, 10]), batch_size=1000, n_threads=2)
+    return trainer.fit(X, y, max_epochs=1, verbose=0)["loss"][0]
+
+expected, over = train(), threading.Event()
+
+def busy():
+    while not over.is_set():
+        train()
+
+beside = threading.Thread(target=busy)
+beside.start()
+context = multiprocessing.get_context("fork")
+for _ in range(3):
+    here, there = context.Pipe()
+    child = context.Process(target=lambda: there.send(train()))
+    child.start()
+    print(here.recv() == expected if here.poll(20) else "hangs")
+    child.kill()
+over.set()
+beside.join()
+"""
+    assert in_a_new_process(code) == ["True"] * 3
+
+
 def test_trainers_in_several_python_threads_dont_disturb_one_another():
     expected = {seed: digest(trainer(2, seed)) for seed in range(3)}
     found = {}

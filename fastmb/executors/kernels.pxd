@@ -23,6 +23,9 @@ cdef extern from "sync.h" nogil:
     void fmb_barrier_wait(fmb_barrier *barrier, int tid, int threads) noexcept
     void fmb_wait(const fmb_barrier *barrier, int tid, int threads, const int32_t *place, int32_t past) noexcept
     void fmb_advance(int32_t *counter) noexcept
+    int64_t fmb_look(const int64_t *place) noexcept
+    void fmb_tell(int64_t *place, int64_t value) noexcept
+    void fmb_least(int64_t *place, int64_t value) noexcept
     int64_t fmb_take(int64_t *counter, int64_t count) noexcept
     int64_t fmb_take_below(int64_t *counter, int64_t end) noexcept
     double fmb_now() noexcept

@@ -80,8 +80,6 @@ cdef double TRIAL_FLOPS = 1e9   # a step of so much work is never faster on one 
 cdef int64_t TRIED = 16         # calls of a single step that all threads are tried for, and then one
 cdef int64_t AGAIN = 1024       # calls until the slower is tried again, for some
 
-cdef int64_t regions = 0        # parallel regions that run now, in all Python threads
-
 
 def available_isas():
     """Names of the instruction sets that this CPU has and this build has kernels for, the widest last."""
@@ -167,6 +165,13 @@ cdef class NativeExecutor(NativePlan):
         run.update = FMB_GRADIENT
         run.params = <char *> cnp.PyArray_DATA(self.params)
         run.rules = self.rules
+        return 0
+
+    cdef int _noisy(self, Run *run) except -1:
+        """Before an update with noise: whether the operating system gives random numbers, if they are its own."""
+        cdef char byte
+        if run.rules.noise > 0 and run.rules.secure and getentropy(&byte, 1) != 0:
+            raise OSError("the operating system gave no random numbers for the noise")
         return 0
 
     cdef int _state(self, Run *run, object state) except -1:
@@ -298,10 +303,8 @@ cdef class NativeExecutor(NativePlan):
             if threads == 1:
                 _work(&self.e, run, 0, 1)
             else:
-                fmb_take(&regions, 1)
                 with parallel(num_threads=threads):
                     _work(&self.e, run, omp_get_thread_num(), omp_get_num_threads())
-                fmb_take(&regions, -1)
         self.e.tiled = 0    # whoever comes next may change the weights
         return 0
 
@@ -323,6 +326,7 @@ cdef class NativeExecutor(NativePlan):
         self._begin(&run, batches, coefficients.shape[0], t, sums)
         run.first = first
         run.sweep = run.running = 1
+        self._noisy(&run)
         self._optimize(&run, coefficients)
         if self.training.rules.stored:
             self._store(&run)
@@ -370,6 +374,7 @@ cdef class NativeExecutor(NativePlan):
         run.rules = self.rules
         run.rules.divide = 0
         run.gradient = <char *> cnp.PyArray_DATA(gradient)
+        self._noisy(&run)
         self._optimize(&run, coefficients)
         with self.lock:
             threads = _threads.resolve(self.n_threads_asked, 20.0 * self.plan_size())
@@ -378,10 +383,8 @@ cdef class NativeExecutor(NativePlan):
                 if threads == 1:
                     _apply_work(&self.e, &run, weight, 0, 1)
                 else:
-                    fmb_take(&regions, 1)
                     with parallel(num_threads=threads):
                         _apply_work(&self.e, &run, weight, omp_get_thread_num(), omp_get_num_threads())
-                    fmb_take(&regions, -1)
         if run.failed:
             raise OSError("the operating system gave no random numbers for the noise")
 
@@ -438,11 +441,9 @@ cdef class NativeExecutor(NativePlan):
                 if threads == 1:
                     _infer_work(&self.e, batch, result, losses, weights, &counter, 0, 1)
                 else:
-                    fmb_take(&regions, 1)
                     with parallel(num_threads=threads):
                         _infer_work(&self.e, batch, result, losses, weights, &counter, omp_get_thread_num(),
                                     omp_get_num_threads())
-                    fmb_take(&regions, -1)
         return 0
 
 

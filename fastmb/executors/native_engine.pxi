@@ -128,7 +128,7 @@ cdef struct Run:            # what one call works on
     int64_t check           # steps between two looks at the clock
     int64_t start, done     # updates made before this region, and by now
     int64_t stop            # the updates made when all threads end, or -1; one may be a step ahead of another's look
-    int bad
+    int64_t bad
     int threads             # that were asked for; there may be fewer
     int64_t piece           # rows of a mini-batch that go through both sweeps before the next; 0 for all
     int64_t together        # rows of as many parts as go through before the next

@@ -25,7 +25,8 @@ def permutation(int64_t n, uint64_t key, isa=None):
 def first_nonfinite(cnp.ndarray a):
     """The first row of a one- or two-dimensional array that holds a NaN or an infinity, or -1. One parallel pass."""
     cdef fmb_source source
-    cdef int64_t n = a.shape[0], chunk, rows = 256, found = n, at
+    cdef int64_t n = a.shape[0], chunk, rows = 256, found = n
+    cdef int64_t *first = &found    # what a loop of threads assigns to itself is each thread's own
     cdef const fmb_kernels *k
     cdef int threads
     if a.descr.kind != 102 or a.size == 0:      # "f"
@@ -33,14 +34,15 @@ def first_nonfinite(cnp.ndarray a):
     _source(a, &source)
     k = _kernels(np.float64)
     threads = _threads.resolve(None, 1.0 * a.size)
-    fmb_take(&regions, 1)
     for chunk in prange((n + rows - 1) // rows, nogil=True, num_threads=threads, schedule="dynamic"):
-        at = k.nonfinite(&source, chunk * rows, min(n, (chunk + 1) * rows))
-        if at >= 0:
-            with gil:
-                found = min(found, at)
-    fmb_take(&regions, -1)
+        _least(first, k.nonfinite(&source, chunk * rows, min(n, (chunk + 1) * rows)))
     return found if found < n else -1
+
+
+cdef inline void _least(int64_t *first, int64_t at) noexcept nogil:
+    """`first`, which threads share, becomes `at` if that is less, and not -1."""
+    if at >= 0:
+        fmb_least(first, at)
 
 
 def first_outside(cnp.ndarray labels, int64_t n_classes):
@@ -85,21 +87,12 @@ cdef const fmb_kernels *kernels_for(int isa, int dtype) noexcept:
     return fmb_kernels_for(isa, dtype)
 
 
-cdef void enter_region() noexcept nogil:
-    """To be called before a parallel region, so that a fork meanwhile leaves its threads alone."""
-    fmb_take(&regions, 1)
-
-
-cdef void leave_region() noexcept nogil:
-    fmb_take(&regions, -1)
-
-
 # ---- fork --------------------------------------------------------------------------------------------------------
 
 def _before_fork():
-    """Ends OpenMP's idle threads: a child that inherits their bookkeeping without them would wait for ever."""
-    if regions == 0:
-        omp_pause_resource_all(omp_pause_hard)
+    """Ends the idle threads that OpenMP keeps for this one: a child that inherits their bookkeeping without them would
+    wait for ever. Those of other Python threads are theirs, at work or not, and no matter to the child."""
+    omp_pause_resource_all(omp_pause_hard)
 
 
 if hasattr(os, "register_at_fork"):

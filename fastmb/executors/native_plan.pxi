@@ -12,7 +12,8 @@ cdef class NativePlan:
     cdef Engine e
     cdef Op *ops
     cdef char *running_rstd     # of all batch normalisations
-    cdef char *arena            # all buffers
+    cdef void *memory           # which the arena is in
+    cdef char *arena            # all buffers; begins at a cache line
     cdef readonly int64_t arena_bytes
     cdef int64_t capacity       # rows of a mini-batch that it has room for
     cdef int arena_threads
@@ -76,7 +77,7 @@ cdef class NativePlan:
         free(self.e.cuts)
         free(self.ops)
         free(self.running_rstd)
-        free(self.arena)
+        free(self.memory)
         free(self.e.workers)
 
     def _read_plan(self, plan):
@@ -188,7 +189,7 @@ cdef class NativePlan:
     cdef int _reserve(self, int64_t rows, int threads) except -1:
         """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference."""
         cdef int64_t need
-        cdef void *arena = NULL
+        cdef void *memory
         cdef int least = min(GROUP if rows == 0 else SMALL_GROUP, self.e.largest_group)
         if self.arena != NULL and rows <= self.capacity and threads <= self.arena_threads and least <= self.e.group:
             return 0
@@ -200,14 +201,17 @@ cdef class NativePlan:
         self.e.workers = NULL
         self.e.workers = <Worker *> calloc(threads, sizeof(Worker) + 3 * self.e.n_stages * sizeof(void *))
         need = _assign(&self.e, NULL, rows, threads)
-        if self.e.workers == NULL or posix_memalign(&arena, 64, need) != 0:
+        memory = calloc(need + 64, 1)   # zeros that a large arena has only where, and by whom, it is used
+        if self.e.workers == NULL or memory == NULL:
+            free(memory)
             self.capacity = self.arena_threads = 0
-            free(self.arena)
+            free(self.memory)
             self.arena = NULL
+            self.memory = NULL
             raise MemoryError(f"a mini-batch of {rows} rows needs {need} bytes of buffers")
-        memset(arena, 0, need)
-        free(self.arena)
-        self.arena = <char *> arena
+        free(self.memory)
+        self.memory = memory
+        self.arena = <char *> memory + (-<int64_t> memory & 63)
         _assign(&self.e, self.arena, rows, threads)
         self.capacity = rows
         self.arena_threads = threads

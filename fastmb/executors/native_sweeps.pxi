@@ -30,7 +30,7 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
             fmb_barrier_wait(&e.barrier, tid, threads)
             if tid == threads - 1:  # whose tiles are often smaller; meanwhile others take them
                 _sum(e, run, &mini)
-        if run.bad:
+        if fmb_look(&run.bad):
             break
         if run.sweep and run.piece == 0:
             _weight_sweep(e, run, &mini, tid, threads)
@@ -40,7 +40,7 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
         done = mini.step + mini.last
         if tid == 0 and mini.last and (done == run.steps or (done % run.check == 0 or done == run.start + 1)
                                        and fmb_now() > run.deadline):
-            run.stop = done
+            fmb_tell(&run.stop, done)
         if mini.last and mini.step + 1 == run.steps and run.stats == NULL:
             break   # the region's end is a barrier
         past = mini
@@ -50,7 +50,7 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
         fmb_barrier_wait(&e.barrier, tid, threads)
         if tid == threads - 1 and run.stats != NULL:
             _mean_squares(e, run, &past)
-        if run.stop == done:
+        if fmb_look(&run.stop) == done:
             break
     if tid == 0:    # once: others read what stands beside it
         run.done = done
@@ -654,7 +654,7 @@ cdef void _loss(Engine *e, Run *run, Mini *mini, Worker *me, int64_t block, char
         value = row_loss[r] * _get(me.loss, r, e.size)
         row_loss[r] = value
         if value - value != 0:
-            run.bad = 1
+            fmb_tell(&run.bad, 1)
 
 
 cdef double _scale(Run *run, Mini *mini) noexcept nogil:
@@ -750,7 +750,7 @@ cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
         fmb_wait(&e.barrier, tid, threads, _added(e, 0), piece.turn - 1)
         _sum(e, run, &piece)
         _expect(e, run, &piece, me, tid, threads)
-        if at < pieces - 1 or run.bad:
+        if at < pieces - 1 or fmb_look(&run.bad):
             _tiles(e, run, &piece, me, me, 0, e.total_tiles, SUM)
         else:   # the last to have a tile; and all rows are known to be finite
             _tiles(e, run, &piece, me, me, 0, me.next_tile, SUM)
@@ -762,7 +762,7 @@ cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept
     mini.turn += <int32_t> pieces
     if not updated:
         fmb_wait(&e.barrier, tid, threads, _added(e, min(me.next_tile, e.total_tiles - 1)), mini.turn - 1)
-        if not run.bad:
+        if not fmb_look(&run.bad):
             _tiles(e, run, mini, me, me, me.next_tile, me.last_tile, UPDATE)
 
 

@@ -18,7 +18,7 @@ from libc.string cimport memset
 
 from ..executors.kernels cimport (FMB_CROSS_ENTROPY, FMB_F32, FMB_F64, fmb_fp_enter, fmb_fp_leave, fmb_kernels,
                                   fmb_label, fmb_loss_spec, fmb_source, fmb_take, omp_get_thread_num, posix_memalign)
-from ..executors.native cimport enter_region, kernels_for, leave_region
+from ..executors.native cimport kernels_for
 from .kernels cimport fmb_ops, fmb_ops_for, fmb_product
 
 from .. import modules

@@ -217,10 +217,8 @@ cdef int _multiply(Products *work, int dtype) except -1:
         if threads == 1:
             _jobs(work, k, &cut, shares, 0, 1, scratch.memory)
         else:
-            enter_region()
             for t in prange(threads, num_threads=threads, schedule="static"):
                 _jobs(work, k, &cut, shares, t, threads, scratch.memory + t * k.scratch)
-            leave_region()
     pool.append(scratch)
     return 0
 

@@ -160,10 +160,8 @@ cdef double _squares(cnp.ndarray x) except -1:
         for i in range(chunks):
             parts[i] = k.squares(data + i * CHUNK * size, min(<int64_t> CHUNK, n - i * CHUNK))
     else:
-        enter_region()
         for i in prange(chunks, nogil=True, num_threads=threads, schedule="static"):
             parts[i] = k.squares(data + i * CHUNK * size, min(<int64_t> CHUNK, n - i * CHUNK))
-        leave_region()
     for i in range(chunks):
         total += parts[i]
     return total
@@ -222,10 +220,8 @@ cdef int _go(Walk *walk, double flops) except -1:
         if threads <= 1:
             _walk_jobs(walk, 0, jobs)
         else:
-            enter_region()
             for job in prange(threads, num_threads=threads, schedule="static"):
                 _walk_jobs(walk, job * jobs // threads, (job + 1) * jobs // threads)
-            leave_region()
     return 0
 
 
@@ -342,13 +338,11 @@ cdef int _reduce(cnp.ndarray x, const void *weight, double divisor, cnp.ndarray 
             k.reduce(data, stride, S, weight, divisor, to, n, stream)
             fmb_fp_leave(state)
         else:
-            enter_region()
             for i in prange(threads, num_threads=threads, schedule="static"):
                 state = fmb_fp_enter()
                 k.reduce(data + i * chunk * size, stride, S, weight, divisor, to + i * chunk * size,
                          min(chunk, n - i * chunk), stream)
                 fmb_fp_leave(state)
-            leave_region()
     return 0
 
 
@@ -433,10 +427,8 @@ def softmax_cross_entropy(z, y, sample_weight, class_weight, label_smoothing, ou
             for i in range(blocks):
                 _softmax_block(&work, k, size, i, scratch.memory)
         else:
-            enter_region()
             for i in prange(blocks, num_threads=threads, schedule="static"):
                 _softmax_block(&work, k, size, i, scratch.memory + omp_get_thread_num() * bytes)
-            leave_region()
     pool.append(scratch)
     memset(lanes, 0, sizeof(lanes))
     for i in range(work.n):
