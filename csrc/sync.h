@@ -26,8 +26,8 @@ typedef struct { /* on cache lines of their own, wherever it lies */
     char behind[64];
 } fmb_barrier;
 
-/* Some 20 us of spinning, hardly any where another of the threads is on this processor; then some milliseconds of giving
- * way to others, then sleep. */
+/* Some 20 to 70 us of spinning, by how long the processor pauses, but hardly any where another of the threads is on this
+ * processor; then some milliseconds of giving way to others, then sleep. */
 enum { FMB_SPINS = 4000, FMB_FEW_SPINS = 64, FMB_YIELDS = 2000 };
 
 static inline int32_t fmb_cpu(void)

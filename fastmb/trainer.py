@@ -221,6 +221,8 @@ class Trainer(PerExample, Averaged):
         """Give a setting another value, if a new trainer would take it, and state and epoch can go on with it."""
         from .averaging import averaged_alike
 
+        if name == "net":
+            raise AttributeError("net can't be replaced, only its weights: make a new Trainer of the other network")
         with self._lock:
             self._check_own_weights()
             old = {each: vars(self)[each] for each in SETTINGS}
@@ -583,7 +585,7 @@ class _Setting:
 
 
 SETTINGS = ("loss", "optimizer", *(Trainer.__init__.__kwdefaults__ or ()))
-for _name in SETTINGS:
+for _name in ("net", *SETTINGS):
     setattr(Trainer, _name, _Setting(_name))
 
 

@@ -104,6 +104,13 @@ def test_what_a_setting_cannot_be_is_refused_and_changes_nothing(name, value, me
     assert fitted(one).net.digest() == fitted(other).net.digest()
 
 
+def test_the_network_cannot_be_replaced():
+    one, net = trainer(), mb.mlp([64, 12, 10])
+    with pytest.raises(AttributeError, match="make a new Trainer of the other network"):
+        one.net = net
+    assert one.net is not net
+
+
 def test_mini_batches_stay_as_they_are_until_the_epoch_is_over():
     one = trainer()
     one.fit(X, Y, max_epochs=1, max_seconds=0, verbose=0)

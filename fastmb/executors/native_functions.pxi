@@ -25,7 +25,7 @@ def permutation(int64_t n, uint64_t key, isa=None):
 def first_nonfinite(cnp.ndarray a):
     """The first row of a one- or two-dimensional array that holds a NaN or an infinity, or -1. One parallel pass."""
     cdef fmb_source source
-    cdef int64_t n = a.shape[0], chunk, rows = 256, found = n
+    cdef int64_t n = a.shape[0], chunk, rows = 256, found = n, at
     cdef int64_t *first = &found    # what a loop of threads assigns to itself is each thread's own
     cdef const fmb_kernels *k
     cdef int threads
@@ -35,14 +35,10 @@ def first_nonfinite(cnp.ndarray a):
     k = _kernels(np.float64)
     threads = _threads.resolve(None, 1.0 * a.size)
     for chunk in prange((n + rows - 1) // rows, nogil=True, num_threads=threads, schedule="dynamic"):
-        _least(first, k.nonfinite(&source, chunk * rows, min(n, (chunk + 1) * rows)))
+        at = k.nonfinite(&source, chunk * rows, min(n, (chunk + 1) * rows))
+        if at >= 0:
+            fmb_least(first, at)
     return found if found < n else -1
-
-
-cdef inline void _least(int64_t *first, int64_t at) noexcept nogil:
-    """`first`, which threads share, becomes `at` if that is less, and not -1."""
-    if at >= 0:
-        fmb_least(first, at)
 
 
 def first_outside(cnp.ndarray labels, int64_t n_classes):
