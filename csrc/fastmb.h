@@ -110,6 +110,19 @@ static inline void fmb_prefetch_tile(char *p, int64_t rows, int64_t bytes, int64
     __asm__ __volatile__(""); /* or a function that does nothing else does nothing at all, and is left out */
 }
 
+/* Takes the lines of rows that are going to be written from other cores, which have read them: a word of each row's lines
+ * is written as it stands. So few stores wait in the store buffer while a product goes on, where those of its results
+ * would be waited for. Asking doesn't do it: after PREFETCHW a line that was here already is as shared as before (AMD
+ * Zen 4). Nobody else may write these rows at the time. */
+static inline void fmb_claim_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)
+{
+    for (int64_t r = 0; r < rows; r++, p += stride)
+        for (int64_t at = 0; at < bytes; at += 64) {
+            int32_t *word = (int32_t *)(p + at);
+            __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+        }
+}
+
 /* A normalisation: what is subtracted and multiplied by, of a feature or of a row of the block; NULL weight: 1, bias: 0. */
 typedef struct {
     const void *mean, *rstd; /* T[n] if by_feature, else T[rb] */

@@ -58,6 +58,7 @@ cdef int64_t GROUP_BYTES = 1 << 19
 cdef int64_t TILED_BYTES = 1 << 22  # of a network, up to which large weights are kept as tiles too
 cdef int64_t TILED_STEPS = 4     # at least, for that to pay
 cdef int64_t TOGETHER = 3        # tiles of a gradient after which weights go to their tiles: mostly to whole ones
+cdef int64_t CLAIMED_BYTES = 1 << 22    # of a network, up to which weights are near enough to be claimed
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache
 cdef int PACKED_ROWS = 256       # that go through a stage together where some are packed
 cdef int64_t RELAYED_ROWS = 12   # threads' rows of a relayed stage begin at multiples: whole tiles, and groups of 4
@@ -296,7 +297,8 @@ cdef class NativeExecutor(NativePlan):
         self.e.next_piece = 0
         for tile in range(self.e.total_tiles if run.piece > 0 else 0):
             _added(&self.e, tile)[0] = 0
-        run.ask = run.far or (threads > 1 and run.batch_size >= self.e.k.lanes)
+        run.claim = (threads > 1 and run.batch_size >= self.e.k.lanes and self.e.weight_bytes <= CLAIMED_BYTES
+                     and not run.stored)
         self.e.tiled = (self.e.tiles and not run.stored and run.steps - run.done >= TILED_STEPS
                         and run.batch_size > self.e.rb)
         with nogil:

@@ -132,8 +132,8 @@ cdef struct Run:            # what one call works on
     int threads             # that were asked for; there may be fewer
     int64_t piece           # rows of a mini-batch that go through both sweeps before the next; 0 for all
     int64_t together        # rows of as many parts as go through before the next
-    int far                 # parameters and state don't stay near
-    int ask                 # ahead of their tile: they are far, or another thread has read them since
+    int far                 # parameters and state don't stay near: they are asked for ahead of their tile
+    int claim               # other threads have read the parameters: they are taken from them ahead of their tile
 
 cdef enum Work:             # what is done with a tile
     SUM = 1
@@ -156,6 +156,7 @@ cdef struct Mini:           # one mini-batch, or what goes through of it, worked
     int64_t part            # rows of a part, if there are several: their gradients are added one after the other
     int64_t row, batch_rows     # rows of the mini-batch before these, and in all
     int relay               # the first stage's product goes from thread to thread: each has rows of weights of its own
+    int claim               # other threads have read what the rows left before: it is taken from them ahead of time
     int last                # these complete it
     double weight           # the sum that its mean is taken over
     int64_t place           # the first of its blocks in the arena

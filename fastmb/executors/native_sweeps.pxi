@@ -108,6 +108,7 @@ cdef void _part(Engine *e, Run *run, int threads, Mini *mini) noexcept nogil:
     mini.block_rows = _block_rows(e, mini.rows, threads, e.room)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
     mini.relay = run.piece == 0 and _relays(e, run, mini, threads)
+    mini.claim = threads > 1 and run.piece == 0 and mini.rows >= e.k.lanes
 
 
 cdef int _relays(Engine *e, Run *run, Mini *mini, int threads) noexcept nogil:
@@ -558,6 +559,8 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
         c = out + m * rb * size
         while m < high:
             g.ask = w + ask
+            if mini.claim:
+                _claim(e, s, mini, first, blocks, m, min(m + mr, high), c, out_block)
             for b in range(blocks):
                 e.k.gemm(&g, <int> min(mr, high - m), _vectors(e, mini, first + b), k > 0, w,
                          x + (b * x_block + k * rb) * size, c + b * out_block * size)
@@ -614,6 +617,8 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
         g.ask_step = _to_ask(e, &g)
         m, w, c = low, s.w + (low * stride + k) * size, dx + low * rb * size
         while m < high:
+            if mini.claim and s > e.stages and (s - 1).kind == LINEAR:
+                _claim_gradients(e, s - 1, first, blocks, m, min(m + mr, high))
             for b in range(blocks):
                 g.ask = c + ((b + 1) * block if b + 1 < blocks else mr * rb) * size
                 e.k.gemm(&g, <int> min(mr, high - m), _vectors(e, mini, first + b), k > 0, w,
@@ -622,6 +627,26 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
             w += mr * stride * size
             c += mr * rb * size
         k += depth
+
+
+cdef void _claim(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks, int64_t low, int64_t high, char *out,
+                 int64_t out_block) noexcept nogil:
+    """Takes the lines that outputs low .. high are going to, and after the last stage their gradients."""
+    cdef int64_t b
+    for b in range(blocks):
+        fmb_claim_tile(out + b * out_block * e.size, high - low, _vectors(e, mini, first + b) * e.k.lanes * e.size,
+                       e.rb * e.size)
+    if s == &e.stages[e.n_stages - 1]:
+        _claim_gradients(e, s, first, blocks, low, high)
+
+
+cdef void _claim_gradients(Engine *e, Stage *s, int64_t first, int64_t blocks, int64_t low, int64_t high) noexcept nogil:
+    """Of a stage's output gradients in panels, the lines that begin with features low .. high."""
+    cdef int64_t width = min(<int64_t> e.rb, 64 // e.size), o = _ceil(low, width) * width
+    while o < high:
+        fmb_claim_tile(s.dz + (o // e.rb * s.panel_stride + first * e.rb * e.rb + o % e.rb) * e.size, blocks * e.rb, 1,
+                       e.rb * e.size)
+        o += width
 
 
 cdef inline int64_t _to_ask(Engine *e, fmb_gemm *g) noexcept nogil:
@@ -819,7 +844,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     cdef int64_t last_rows = mini.rows - (mini.blocks - 1) * mini.block_rows
     cdef int64_t mr = e.k.mr, rb = e.rb, size = e.size, near = run.piece or mini.rows   # the same for all pieces
     cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0
-    cdef int ask = run.ask and work & UPDATE, squares = run.stats != NULL and not run.stored
+    cdef int claim = run.claim and work & UPDATE, squares = run.stats != NULL and not run.stored
     cdef int tid = <int> (me - e.workers), threads = run.threads
     cdef char *sums = me.tile
     cdef char *x
@@ -876,12 +901,14 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             if s.panels == 1:   # whole rows of weights, and so of gradients: one span
                 columns *= rows
                 rows = 1
-            if ask:
+            if run.far and work & UPDATE:
                 _ask_for(e, s, &into, at, rows, columns)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&me.source, run.batch.order, &me.expected, me.expected_lines)
             if piece:
                 fmb_wait(&e.barrier, tid, threads, _added(e, place + p), mini.turn - 1)
+            if claim:
+                fmb_claim_tile(into.params + (s.offset + at) * size, rows, columns * size, s.columns * size)
             if not work & SUM:
                 pass
             elif mini.rows == 0:
@@ -1255,7 +1282,7 @@ cdef void _infer_work(Engine *e, Batch *batch, char *result, double *losses, dou
     cdef Worker *me = &e.workers[tid]
     cdef Mini mini
     cdef int64_t first
-    mini.begin = mini.place = 0
+    mini.begin = mini.place = mini.claim = 0
     mini.rows = batch.n
     mini.block_rows = _block_rows(e, mini.rows, threads, mini.rows)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows

@@ -28,6 +28,7 @@ REGION_FLOPS = 400_000  # work for a thread that makes it worth entering a paral
 TRIAL = 0.002  # seconds that one thread, or all, are tried for
 PROVEN = 0.25  # seconds between two trials
 WORTH = 0.95  # of one thread's time: what all may take at the most to be preferred
+CLAIMED_BYTES = 1 << 22  # of a network, up to which weights are near enough to be claimed
 PART_ROWS = 256  # rows that go through the network together where their own gradients alone are wanted
 _FOREVER = 1e9  # seconds
 TRIAL_FLOPS = 1e9  # a step of so much work is never faster on one thread
@@ -307,7 +308,8 @@ class NumbaExecutor(NumbaPlan):
     def _start(self, entry: int, run: np.ndarray, threads: int, deadline: float) -> None:
         """Steps `done` .. of a run, until a deadline, on so many threads."""
         run["deadline"], run["stop"], run["start"] = deadline, 0, run["done"]
-        run["ask"] = run["far"] or (threads > 1 and run["batch_size"] >= self.target.lanes)
+        near = self.plan.size * self.target.itemsize <= CLAIMED_BYTES
+        run["claim"] = threads > 1 and run["batch_size"] >= self.target.lanes and near and not run["stored"]
         team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
 
     def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:

@@ -29,7 +29,7 @@ def infer(engine, run_, tid, threads):
     e, run = at(ENGINE, engine), at(RUN, run_)
     me = item(WORKER, e.workers, tid)
     mini = at(MINI, me.mini)
-    mini.begin, mini.rows = 0, run.n
+    mini.begin, mini.rows, mini.claim = 0, run.n, False
     mini.block_rows = block_rows(e, mini.rows, threads)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
     while True:

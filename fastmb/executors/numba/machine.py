@@ -145,6 +145,19 @@ def _prefetcher(write: int, locality: int) -> Any:
 
 prefetch_rows, prefetch_write = _prefetcher(0, 2), _prefetcher(1, 3)
 
+
+@intrinsic
+def claim_line(typing_context: Any, where: Any) -> Any:
+    """Takes the line of `where` from other cores, which have read it: a word is written as it stands. See fastmb.h."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        place = builder.inttoptr(values[0], ir.PointerType(_I32))
+        builder.store_atomic(builder.load_atomic(place, "monotonic", 4), place, "monotonic", 4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 # ---- atomics -------------------------------------------------------------------------------------------------------
 
 

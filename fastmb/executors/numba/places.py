@@ -4,7 +4,7 @@ normalisations cut the way into phases, all blocks in the memory of all threads.
 
 from __future__ import annotations
 
-from .machine import at, item, jit, load_i8
+from .machine import at, claim_line, item, jit, load_i8
 from .records import LINE, LINEAR, STAGE
 
 
@@ -54,3 +54,11 @@ def input_side(s):
 def chains(e, block):
     """The sums of the inputs' squares, on their way from thread to thread."""
     return e.chains + 4 * block * e.rb * e.size
+
+
+@jit
+def claim_tile(where, rows, size, stride):
+    """The lines of `rows` rows of `size` bytes that are going to be written, `stride` bytes apart."""
+    for r in range(rows):
+        for i in range(0, size, LINE):
+            claim_line(where + r * stride + i)

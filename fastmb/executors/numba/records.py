@@ -116,7 +116,7 @@ ENGINE = _record(
 RUN = _record(
     *("x", "y", "order", "sample_weight", "n", "loss_kernel", "indices", "row_weights"),
     *("first", "steps", "batch_size", "t", "coefficients", "sums", "update", "params", "state0", "state1", "state2"),
-    *("f8 deadline", "check", "start", "done", "stop", "bad", "far", "ask"),
+    *("f8 deadline", "check", "start", "done", "stop", "bad", "far", "claim"),
     *("result", "losses", "weights", "counter"),  # inference
     *("offsets", "part_rows", "f8 clip", "f8 noise", "secure", "f8 max_norm", "f8 limit", "f8 divide"),  # `Rules`
     *("want", "sweep", "stored", "applied", "gradient", "row", "stats", "norms", "norms_out", "whole", "inputs"),
@@ -129,9 +129,10 @@ CHUNK = 4096  # numbers of a stored gradient that are applied together
 
 #: One mini-batch, or a part of one, worked out by every thread for itself: `row`, `batch_rows`, rows of the
 #: mini-batch before this part, and in all; `last`, the part that completes it; `relay`, whether the first stage's
-#: product goes from thread to thread.
+#: product goes from thread to thread; `claim`, whether lines are taken from other threads before they are written.
 MINI = _record(
-    *("step", "begin", "rows", "block_rows", "blocks", "row", "batch_rows", "last", "f8 weight", "relay"), size=2 * LINE
+    *("step", "begin", "rows", "block_rows", "blocks", "row", "batch_rows", "last", "f8 weight", "relay", "claim"),
+    size=2 * LINE,
 )
 
 #: A thread's place in a team: what it is to do.

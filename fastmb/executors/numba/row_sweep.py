@@ -6,7 +6,7 @@ block keeps on its way has room for all blocks and belongs to all threads.
 
 from __future__ import annotations
 
-from .blocks import apply, forward, gather, sample_weight, targets, vectors
+from .blocks import apply, claim_gradients, forward, gather, sample_weight, targets, vectors
 from .layers import layer, layer_dx, layer_dz, prepare
 from .machine import address, at, atomic_add, atomic_store, call, get, item, jit, load_f8, load_i8, put, store_f8
 from .places import chains, d_input, gradient, input_side, own
@@ -217,7 +217,7 @@ def _back(e, run, mini, home, me, first, blocks, top, bottom, part, parts):
         low, high = _panels(s.n_in, e.rb, part, parts)
         if s.kind == LINEAR:
             dz, dx = gradient(e, home, s.side, first, 0), gradient(e, home, 1 - s.side, first, 0)
-            _backward(e, s, mini, me, first, blocks, dz, dx, (e.widest + 1) * e.rb, low, high)
+            _backward(e, s, i, mini, me, first, blocks, dz, dx, (e.widest + 1) * e.rb, low, high)
         for b in range(blocks):
             dx = gradient(e, home, input_side(s), first, b)
             if s.kind != LINEAR:
@@ -260,7 +260,7 @@ def _panels(n, width, part, parts):
 
 
 @jit
-def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):
+def _backward(e, s, i, mini, me, first, blocks, dz, dx, block, low, high):
     """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
     g = at(GEMM, me.gemm)
     depth = s.n_out if blocks == 1 else KC
@@ -270,6 +270,8 @@ def _backward(e, s, mini, me, first, blocks, dz, dx, block, low, high):
         g.k = g.k_last = min(depth, s.n_out - k)
         g.ask_step = e.mr * e.rb * e.size // g.k + 1  # the next tile's sums, as long as this one's product takes
         for m in range(low, high, e.mr):
+            if mini.claim and i > 0 and item(STAGE, e.stages, i - 1).kind == LINEAR:
+                claim_gradients(e, item(STAGE, e.stages, i - 1), first, blocks, m, min(m + e.mr, high))
             for b in range(blocks):
                 g.ask = dx + ((b + 1) * block + m * e.rb if b + 1 < blocks else (m + e.mr) * e.rb) * e.size
                 rows, width = min(e.mr, high - m), vectors(e, mini, first + b)

@@ -90,6 +90,7 @@ def _part(e, run, threads, mini):
     mini.block_rows = block_rows(e, mini.rows, threads)
     mini.blocks = (mini.rows + mini.block_rows - 1) // mini.block_rows
     mini.relay = relays(e, run, mini, threads)
+    mini.claim = threads > 1 and mini.rows >= e.lanes
 
 
 @jit

@@ -18,6 +18,7 @@ from .machine import (
     put,
     store_i8,
 )
+from .places import claim_tile
 from .records import GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
 from .row_sweep import RELAYED_ROWS
 
@@ -166,7 +167,7 @@ def _tiles(e, run, mini, me, owner, tile, end):
             rows = min(e.mr, bottom - m)
             columns = min(e.rb, s.columns - panel * e.rb)
             start, stride = m * s.columns + panel * e.rb, s.columns * e.size
-            if run.ask:  # they don't stay near, or another thread has read them since
+            if run.far:
                 for array in (run.params, into.state0, into.state1, into.state2):
                     if array:
                         _ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, stride)
@@ -174,6 +175,8 @@ def _tiles(e, run, mini, me, owner, tile, end):
                     _ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
+            if run.claim:
+                claim_tile(run.params + (s.offset + start) * e.size, rows, columns * e.size, stride)
             squares = e.tile_squares + 4 * (s.first_tile + m // e.mr * s.panels + panel) * e.size
             g.squares = squares if wanted else 0
             if mini.rows > 0 and s.kind != LINEAR:
