@@ -640,7 +640,8 @@ cdef void _claim(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks,
         _claim_gradients(e, s, first, blocks, low, high)
 
 
-cdef void _claim_gradients(Engine *e, Stage *s, int64_t first, int64_t blocks, int64_t low, int64_t high) noexcept nogil:
+cdef void _claim_gradients(Engine *e, Stage *s, int64_t first, int64_t blocks, int64_t low,
+                           int64_t high) noexcept nogil:
     """Of a stage's output gradients in panels, the lines that begin with features low .. high."""
     cdef int64_t width = min(<int64_t> e.rb, 64 // e.size), o = _ceil(low, width) * width
     while o < high:
