@@ -298,7 +298,7 @@ cdef class NativeExecutor(NativePlan):
         for tile in range(self.e.total_tiles if run.piece > 0 else 0):
             _added(&self.e, tile)[0] = 0
         run.claim = (threads > 1 and run.batch_size >= self.e.k.lanes and self.e.weight_bytes <= CLAIMED_BYTES
-                     and not run.stored)
+                     and run.coefficients != NULL and not run.stored)
         self.e.tiled = (self.e.tiles and not run.stored and run.steps - run.done >= TILED_STEPS
                         and run.batch_size > self.e.rb)
         with nogil:

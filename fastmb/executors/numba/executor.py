@@ -309,7 +309,8 @@ class NumbaExecutor(NumbaPlan):
         """Steps `done` .. of a run, until a deadline, on so many threads."""
         run["deadline"], run["stop"], run["start"] = deadline, 0, run["done"]
         near = self.plan.size * self.target.itemsize <= CLAIMED_BYTES
-        run["claim"] = threads > 1 and run["batch_size"] >= self.target.lanes and near and not run["stored"]
+        updates = run["coefficients"] != 0 and not run["stored"]
+        run["claim"] = threads > 1 and run["batch_size"] >= self.target.lanes and near and updates
         team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
 
     def forward(self, X: np.ndarray, scale: float, out: np.ndarray) -> None:
