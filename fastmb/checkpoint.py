@@ -276,19 +276,20 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
 
     found = load(path)
     arrays, theirs = _arrays(trainer), _arrays(found)
-    kind, other = trainer.optimizer.kind, found.optimizer.kind
+    kinds, others = (each.optimizer.state_kinds(each.net.parameters()) for each in (trainer, found))
     wrong = _differences(
         {name: array for name, array in theirs.items() if not name.startswith(_BESIDE)},
         {name: (array.dtype, array.shape) for name, array in arrays.items() if not name.startswith(_BESIDE)},
     )
     if wrong:
         raise ValueError(f"{os.fspath(path)} is a checkpoint of another network: {wrong}")
-    if kind != other:
-        saved = f"{type(found.optimizer).__name__} ({other})"
-        raise ValueError(
-            f"{os.fspath(path)} is a checkpoint of another optimiser: it has the state of {saved}, "
-            f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
-        )
+    for name, kind in kinds.items():
+        if kind != others[name]:
+            raise ValueError(
+                f"{os.fspath(path)} is a checkpoint of another optimiser: "
+                f"of {name} it has the state of {type(found.optimizer).__name__} ({others[name]}), "
+                f"this trainer takes that of {type(trainer.optimizer).__name__} ({kind})"
+            )
     if not averaged_alike(found.average, trainer.average, found.t, found.epoch):
         raise ValueError(
             f"{os.fspath(path)} is a checkpoint of a trainer with average={found.average!r}; this one's is "

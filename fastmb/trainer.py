@@ -230,12 +230,13 @@ class Trainer(PerExample, Averaged):
             shown, instead = f"{name} can't become {value!r}: ", "make a new Trainer of the net"
             if self._current is not None and name in OF_AN_EPOCH and vars(new)[name] != old[name]:
                 raise ValueError(f"{shown}an epoch is under way; finish it with fit(), or {instead}")
-            same = self.optimizer.kind == new.optimizer.kind and self.state.shape == new.state.shape
+            ours, theirs = (each.optimizer.state_kinds(self.net.parameters()) for each in (self, new))
+            same = ours == theirs and self.state.shape == new.state.shape
             if self.t and not (same and averaged_alike(self.average, new.average, self.t, self.epoch)):
                 raise ValueError(f"{shown}it needs another state than {self.t} updates have left; {instead}")
             vars(self)[name] = vars(new)[name]
             self._ahead = self._standing = None
-            if not same:
+            if not same or (name == "optimizer" and not self.t):
                 self._build(None)
             elif name != "optimizer" or not self.optimizer.fused or self.optimizer.groups != old[name].groups:
                 self._executor = self._executor_for(self.loss)

@@ -277,9 +277,27 @@ def test_gradients_that_were_not_applied_come_too(tmp_path):
 
 def test_a_checkpoint_of_another_optimiser_is_told(tmp_path):
     make().save(tmp_path / "file")
-    message = r"another optimiser: it has the state of Adam \(adam\), this trainer takes that of SGD \(momentum\)"
+    message = (
+        r"another optimiser: of 0\.weight it has the state of Adam \(adam\), this trainer takes that of SGD \(momentum\)"
+    )
     with pytest.raises(ValueError, match=message):
         make(optimizer=mb.SGD(momentum=0.9)).load(tmp_path / "file")
+
+
+def test_a_checkpoint_whose_matrices_have_another_state_is_told(tmp_path):
+    trainer, other = (make(optimizer=mb.Muon(0.01, adamw_names=names)) for names in (["0.*"], ["*"]))
+    fit(trainer, 1)
+    trainer.save(tmp_path / "file")
+    before = everything(other)
+    message = (
+        r"another optimiser: of 3\.weight it has the state of Muon \(muon\), this trainer takes that of Muon \(adam\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        other.load(tmp_path / "file")
+    assert everything(other) == before
+    like = make(optimizer=mb.Muon(0.02, adamw_names=["0.weight", "*.bias"]))
+    like.load(tmp_path / "file")
+    assert like.state.tobytes() == trainer.state.tobytes()
 
 
 def test_a_checkpoint_with_another_average_is_told(tmp_path):

@@ -82,6 +82,13 @@ def test_before_the_first_update_any_optimiser_is_taken(executor):
     assert changed.state.shape == (2, changed.net.plan.size)
 
 
+def test_before_the_first_update_the_state_is_that_of_the_optimiser(executor):
+    changed, made = (trainer(executor, optimizer=mb.Adagrad(0.01, initial_accumulator_value=v)) for v in (0, 2))
+    changed.optimizer = made.optimizer
+    assert (changed.state == made.state).all()
+    assert fitted(changed).net.digest() == fitted(made).net.digest()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -102,6 +109,18 @@ def test_what_a_setting_cannot_be_is_refused_and_changes_nothing(name, value, me
         setattr(one, name, value)
     assert repr(getattr(one, name)) == repr(getattr(other, name))
     assert fitted(one).net.digest() == fitted(other).net.digest()
+
+
+def test_an_optimiser_that_means_another_state_by_a_matrix_is_refused(executor):
+    one = fitted(trainer(executor, optimizer=mb.Muon(0.01, adamw_names=["0.*"])))
+    before = one.optimizer
+    for other in (mb.Muon(0.01), mb.Muon(0.01, adamw_names=["*"])):
+        with pytest.raises(ValueError, match="optimizer can't become Muon.*another state than 5 updates have left"):
+            one.optimizer = other
+    assert one.optimizer is before
+    one.optimizer = mb.Muon(0.02, adamw_names=["0.weight", "*.bias"])  # of biases AdamW has the state anyway
+    all_adamw = fitted(trainer(executor, optimizer=mb.Muon(0.01, adamw_names=["*"])))
+    all_adamw.optimizer = mb.AdamW(0.01)
 
 
 def test_the_network_cannot_be_replaced():

@@ -113,6 +113,10 @@ class Optimizer:
         """Arrays of state, each as large as the parameters."""
         return KINDS[self.kind]
 
+    def state_kinds(self, parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """Of which kind the state of each of `parameters` is: another optimiser can go on with it where it is its own."""
+        return dict.fromkeys(parameters, self.kind)
+
     @property
     def initial_state(self) -> float:
         """What the state is filled with before the first step."""

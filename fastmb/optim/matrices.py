@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -124,6 +124,13 @@ class Muon(Optimizer):
     def n_states(self) -> int:
         return KINDS["adam"]  # of matrices only the first is used
 
+    def state_kinds(self, parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
+        return {name: "adam" if self._is_adamws(name, w) else self.kind for name, w in parameters.items()}
+
+    def _is_adamws(self, name: str, w: np.ndarray) -> bool:
+        """Whether AdamW updates the parameter called `name`."""
+        return w.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in self.adamw_names)
+
     def parameter_groups(self, names: Iterable[str]) -> dict[str, int]:
         names = list(names)
         for pattern in self.adamw_names:
@@ -154,7 +161,7 @@ class Muon(Optimizer):
         return lr, 1.0 - lr * h.weight_decay, h.momentum, 1.0 - h.momentum
 
     def update(self, name: str, c: list[float], w: np.ndarray, g: np.ndarray, states: np.ndarray) -> None:
-        if w.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in self.adamw_names):
+        if self._is_adamws(name, w):
             from ..executors.reference import update
 
             update("adam", c[COLUMNS:], w, g, states)
