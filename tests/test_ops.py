@@ -15,6 +15,7 @@ import pytest
 import fastmb as mb
 from fastmb import ops, optim, threads
 
+f32 = np.float32
 DTYPES = ("float32", "float64")
 SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97)
 KINDS = sorted(mb.nn.ACTIVATIONS)
@@ -570,6 +571,32 @@ def test_updates_are_those_of_the_reference(backend, dtype, optimizer):
 
 @each_backend
 @each_dtype
+@pytest.mark.parametrize("optimizer", every_optimizer(), ids=lambda o: o.kind)
+def test_a_weight_alone_is_updated_as_one_of_many_and_no_weights_as_none(backend, dtype, optimizer):
+    ws, gs = [np.ones(shape, dtype) for shape in ((), 1)], [np.full(shape, 0.5, dtype) for shape in ((), 1)]
+    states = [np.empty((optimizer.n_states, *w.shape), dtype) for w in ws]
+    for w, g, state in zip(ws, gs, states, strict=True):
+        optimizer.init_state(state)
+        for t in range(3):
+            assert ops.optimizer_update(optimizer, w, g, state, t, backend=backend) is w
+    assert ws[0] == ws[1] != 1
+    np.testing.assert_array_equal(states[0], states[1][:, 0])
+    for shape in ((0,), (0, 3), (3, 0)):
+        none = np.empty(shape, dtype)
+        ops.optimizer_update(
+            optimizer, none, none.copy(), np.empty((optimizer.n_states, *shape), dtype), backend=backend
+        )
+
+
+@each_backend
+def test_adafactors_least_root_is_the_dtypes(backend):
+    w, g = np.full((4, 3), 0.5, f32), np.full((4, 3), 1e-9, f32)
+    new = ops.optimizer_update(mb.Adafactor(lr=0.01), w, g, np.zeros((2, 4, 3), f32), backend=backend)
+    np.testing.assert_allclose(0.5 - new, 0.01 * 0.5 * 1e-9 / np.finfo(f32).eps, rtol=2e-3)  # torch's: 4.193e-05
+
+
+@each_backend
+@each_dtype
 @pytest.mark.parametrize("size", [1, 15, 17, 97, 40_000])
 def test_gradients_are_clipped_by_their_common_norm(rng, backend, dtype, size):
     grads = [array(rng, (size,), dtype), array(rng, (3, 5), dtype, "F")]
@@ -590,7 +617,6 @@ def test_gradients_are_clipped_by_their_common_norm(rng, backend, dtype, size):
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
-f32 = np.float32
 OWN = mb.Activation(np.tanh)
 OWN_IS_REFUSED = r"activation must be built in, such as .*, and no function of your own; got Activation\(tanh\)"
 
@@ -603,6 +629,7 @@ def bad_calls():
     frozen = np.ones((3, 5), f32)
     frozen.flags.writeable = False
     sgd, momentum = mb.SGD(0.1), mb.SGD(0.1, momentum=0.9)
+    four = np.zeros((2, 1, 2, 3), f32)
     return {
         "list": (lambda **k: ops.matmul([[1.0]], b, out=out, **k), "a must be a NumPy array; got list"),
         "int": (lambda **k: ops.matmul(a.astype(int), b, out=out, **k), "a must be float32 or float64; got int64"),
@@ -669,6 +696,14 @@ def bad_calls():
         "t": (
             lambda **k: ops.optimizer_update(sgd, z, z.copy(), np.empty((0, 6), f32), -1, **k),
             "t must be an integer",
+        ),
+        "late t": (
+            lambda **k: ops.optimizer_update(mb.Adam(), z, z.copy(), np.zeros((2, 6), f32), 2**70, **k),
+            "t must be an integer from 0 to 9007199254740992; got 1180591620717411303424",
+        ),
+        "muon's dimensions": (
+            lambda **k: ops.optimizer_update(mb.Muon(), z.reshape(1, 2, 3), np.ones((1, 2, 3), f32), four, **k),
+            r"w must have no more than 2 dimensions for muon; got shape \(1, 2, 3\)",
         ),
         "max_norm": (lambda **k: ops.clip_by_global_norm(z, 0, **k), "max_norm must be a number"),
         "clip out": (lambda **k: ops.clip_by_global_norm([z, a], 1, out=[z], **k), "out must have 2 arrays"),

@@ -156,7 +156,13 @@ def one(**options):
         (lambda: one(total_steps=5, anneal_strategy="sin"), ValueError, "anneal_strategy must be one of 'cos', 'linea"),
         (lambda: one(total_steps=5)(5), ValueError, "OneCycleLR ends after 5 steps; there is no rate for step 5"),
         (lambda: one(total_steps=5).rates(3, 3), ValueError, "there is no rate for step 5"),
-        (lambda: mb.ConstantLR(0.1)(-1), ValueError, "step must be an integer >= 0; got -1"),
+        (lambda: mb.ConstantLR(0.1)(-1), ValueError, "step must be an integer from 0 to .*; got -1"),
+        (
+            lambda: mb.StepLR(0.1, 5)(2**63),
+            ValueError,
+            "step must be an integer from 0 to 9007199254740992; got 922337",
+        ),
+        (lambda: mb.StepLR(0.1, 5).rates(2**70, 1), ValueError, "start must be an integer from 0 to 9007199254740992"),
         (lambda: mb.SequentialLR([], []), TypeError, r"schedulers must be a sequence of at least one schedule; got \["),
         (lambda: mb.SequentialLR([0.1], []), TypeError, r"schedulers must be a sequence of at least one schedule"),
         (

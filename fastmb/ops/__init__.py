@@ -363,16 +363,19 @@ def optimizer_update(
 ) -> np.ndarray:
     """One step of an optimiser, such as ``fastmb.Adam(lr=1e-3)``. `fastmb.optim` has the formulas.
 
+    `fastmb.Adafactor` and `fastmb.Muon`, which look at whole matrices, are computed by NumPy in w's dtype, whatever the
+    backend.
+
     Parameters
     ----------
     optimizer : Optimizer
         Its `groups`, which go by parameters' names, are not looked at.
     w, g : ndarray
-        Weights, any shape, and their gradient.
+        Weights, any shape (for `fastmb.Muon` of two dimensions at most), and their gradient.
     state : ndarray ``(optimizer.n_states, *w.shape)``
         Changed in place. Before the first step it is what ``optimizer.init_state(state)`` makes it.
     t : int, default 0
-        Steps made so far: bias corrections and schedules depend on it.
+        Steps made so far, up to 2**53: bias corrections and schedules depend on it.
     out : ndarray, optional
         Receives the new weights; without it `w` is changed in place.
     backend : {"native", "numba", "numpy"}, optional

@@ -19,6 +19,7 @@ FROM_OUTPUT = ("identity", "relu", "leaky_relu", "elu", "selu", "softplus", "tan
 MATMUL_NAMES = ("a", "b", "bias")
 
 Array = np.ndarray
+_MOST = 2**53  # steps
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -264,12 +265,15 @@ def optimizer_update(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be one such as Adam(lr=1e-3); got {optimizer!r}")
     array("w", w)
+    most = optimizer.most_dimensions
+    if most is not None and w.ndim > most:
+        raise ValueError(f"w must have no more than {most} dimensions for {optimizer.kind}; got shape {w.shape}")
     array("g", g, w.dtype)
     shape("g", g, w.shape, "that of w")
     array("state", state, w.dtype)
     shape("state", state, (optimizer.n_states, *w.shape), f"{optimizer.n_states} arrays like w for {optimizer.kind}")
     writable("state", state)
-    t = _checks.integer("t", t, 0)
+    t = _checks.integer("t", t, 0, _MOST)
     given = {"g": g, "state": state}
     for name, x in (("w", w), ("g", g)):
         if overlap(state, x):

@@ -104,13 +104,16 @@ def reduce_gradients(stack: Any, weights: Any, mean: bool, out: Any, name: str =
 @_quiet
 def optimizer_update(optimizer: Any, w: Any, g: Any, state: Any, t: int, out: Any) -> np.ndarray:
     kind, coefficients, w, g, state, out = _check.optimizer_update(optimizer, w, g, state, t, out)
-    new, states = _float64(w), _float64(state)
+    # one that needs whole matrices takes them in their own dtype, as in a trainer; a weight alone is one of one
+    shape, dtype = w.shape or (1,), np.float64 if optimizer.fused else w.dtype
+    new, gradient = (np.array(x, dtype, order="C").reshape(shape) for x in (w, g))
+    states = np.array(state, dtype, order="C").reshape(len(state), *shape)
     if optimizer.fused:
         c = _float64(coefficients.astype(w.dtype)).tolist()
-        update(kind, c, new.reshape(-1), _float64(g).reshape(-1), states.reshape(len(states), w.size))
-    else:  # one that needs whole matrices
-        optimizer.update("", coefficients.tolist(), new, _float64(g), states)
-    out[...], state[...] = new, states
+        update(kind, c, new, gradient, states)
+    elif w.size:
+        optimizer.update("", coefficients.tolist(), new, gradient, states)
+    out[...], state[...] = new.reshape(w.shape), states.reshape(state.shape)
     return out
 
 

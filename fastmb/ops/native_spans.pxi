@@ -129,7 +129,7 @@ def optimizer_update(optimizer, w, g, state, t, out):
     c = coefficients.astype(out.dtype)
     walk.kernel, walk.kind, walk.stream = UPDATE, UPDATES[kind], 0
     walk.coefficients = cnp.PyArray_DATA(c)
-    _lay(&walk, [g, out, *state], 1 + len(state))
+    _lay(&walk, [g, out, *(state[i, ...] for i in range(len(state)))], 1 + len(state))  # arrays, of no dimensions too
     _go(&walk, FUNCTION_FLOPS)
     return out
 

@@ -80,6 +80,7 @@ class Optimizer:
     groups: Any = field(default=(), kw_only=True)  # a tuple of (pattern, ((name, factor), ...))
 
     fused: ClassVar[bool] = True  # the executors have its update, elementwise; else `update` is called
+    most_dimensions: ClassVar[int | None] = None  # that a parameter may have; None: any number
     intervals: ClassVar[dict[str, str]] = {"lr": "[0, inf)", "momentum": "[0, 1)", "weight_decay": "[0, inf)"}
 
     def __post_init__(self) -> None:

@@ -81,6 +81,7 @@ class Muon(Optimizer):
     adamw_names: tuple[str, ...] = ()
 
     fused: ClassVar[bool] = False
+    most_dimensions: ClassVar[int | None] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

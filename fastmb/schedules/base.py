@@ -12,7 +12,7 @@ from .._checks import boolean, integer, number
 from .._errors import unknown_name
 
 THIRD = 1 / 3
-_MOST = 2**53  # steps that a parameter may count
+_MOST = 2**53  # steps that a parameter may count, and at which there are rates
 _NUMBERS = {  # the intervals of parameters that are numbers, which have one meaning in all schedules
     "lr": "[0, inf)",
     "base_lr": "[0, inf)",
@@ -56,13 +56,13 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """The learning rate after `step` updates."""
-        step = integer("step", step, 0)
+        step = integer("step", step, 0, _MOST)
         self._check_end(step)
         return _block(self, step >> 10)[step & 1023]
 
     def rates(self, start: int, n: int) -> np.ndarray:
         """The learning rates of steps `start`, ..., `start` + n - 1, float64 ``(n,)``: the bits of `n` calls."""
-        start, n = integer("start", start, 0), integer("n", n, 0)
+        start, n = integer("start", start, 0, _MOST), integer("n", n, 0)
         self._check_end(start + n - 1)
         return _evaluated(self, start, n)
 
