@@ -277,7 +277,7 @@ def test_gradients_that_were_not_applied_come_too(tmp_path):
 
 def test_a_checkpoint_of_another_optimiser_is_told(tmp_path):
     make().save(tmp_path / "file")
-    message = r"another optimiser: of 0\.weight it has the state of Adam \(adam\), this trainer takes that of SGD \(momentum\)"
+    message = r"optimiser: of 0\.weight it has the state of Adam \(adam\), this trainer takes that of SGD \(momentum\)"
     with pytest.raises(ValueError, match=message):
         make(optimizer=mb.SGD(momentum=0.9)).load(tmp_path / "file")
 

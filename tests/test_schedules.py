@@ -160,7 +160,7 @@ def one(**options):
         (
             lambda: mb.StepLR(0.1, 5)(2**63),
             ValueError,
-            "step must be an integer from 0 to 9007199254740992; got 922337",
+            "step must be an integer from 0 to .*; got 922337",
         ),
         (lambda: mb.StepLR(0.1, 5).rates(2**70, 1), ValueError, "start must be an integer from 0 to 9007199254740992"),
         (lambda: mb.SequentialLR([], []), TypeError, r"schedulers must be a sequence of at least one schedule; got \["),

@@ -115,7 +115,7 @@ class Optimizer:
         return KINDS[self.kind]
 
     def state_kinds(self, parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Of which kind the state of each of `parameters` is: another optimiser can go on with it where it is its own."""
+        """Of which kind the state of each of `parameters` is: only an optimiser of the same can go on with it."""
         return dict.fromkeys(parameters, self.kind)
 
     @property
