@@ -374,6 +374,18 @@ def test_linear_layers(rng, backend):
     np.testing.assert_allclose(ops.linear_backward_bias(dY, backend=backend), d.sum(axis=0), **close)
 
 
+@each_backend
+@each_dtype
+def test_the_gradient_of_a_bias_is_summed_over_the_rows(rng, backend, dtype):
+    for shape in ((3, 17, 9), (2, 3, 5, 4), (1, 1, 1), (2, 40, 1000)):
+        for layout in LAYOUTS[:3]:
+            dY = array(rng, shape, dtype, layout)
+            expected = np.stack([ops.linear_backward_bias(d, backend=backend) for d in dY.reshape(-1, *shape[-2:])])
+            out = nan((*shape[:-2], shape[-1]), dtype)
+            assert ops.linear_backward_bias(dY, out=out, backend=backend) is out
+            np.testing.assert_array_equal(out, expected.reshape(out.shape))
+
+
 # ---- activations ----------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +489,27 @@ def test_softmax_cross_entropy(rng, backend, dtype, n, C, rows, weighted):
     again = np.asfortranarray(z)
     assert ops.softmax_cross_entropy(again, y, out=again, backend=backend, **options)[0] == loss
     np.testing.assert_array_equal(again, dz)
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("weight", [None, [1, 0.5, 0, 2]])
+def test_classes_of_logit_minus_infinity_have_no_part(rng, backend, dtype, rows, weight):
+    z, y = array(rng, (37, 4), dtype), rng.integers(0, 2, 37)
+    class_weight = None if weight is None else np.array(weight)
+    options = {"class_weight": class_weight if class_weight is None else class_weight[:2], "backend": backend}
+    expected, slope = ops.softmax_cross_entropy(z[:, :2].copy(), np.eye(2, dtype=dtype)[y] if rows else y, **options)
+    z[:, 2:] = -np.inf
+    options["class_weight"] = class_weight
+    loss, dz = ops.softmax_cross_entropy(z, np.eye(4, dtype=dtype)[y] if rows else y, **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(dz[:, :2], slope, rtol=1e-5, atol=1e-8)
+    assert not dz[:, 2:].any()
+    z[5, y[5]] = -np.inf
+    assert ops.softmax_cross_entropy(z, y, **options)[0] == np.inf
+    z[5, y[5]] = np.nan
+    assert np.isnan(ops.softmax_cross_entropy(z, y, **options)[0])
 
 
 @each_backend
@@ -614,6 +647,30 @@ def test_gradients_are_clipped_by_their_common_norm(rng, backend, dtype, size):
     np.testing.assert_allclose(np.linalg.norm(one), 1e-3, rtol=1e-3)
 
 
+@each_backend
+@each_dtype
+def test_gradients_are_clipped_where_one_factor_would_be_too_small(backend, dtype):
+    large, max_norm = (1e30, 1e-10) if dtype == "float32" else (1e150, 1e-170)
+    grads = [np.full(3, large, dtype), np.full(1, large, dtype)]
+    clipped, _ = ops.clip_by_global_norm(grads, max_norm, backend=backend)
+    for c in clipped:
+        np.testing.assert_allclose(c, max_norm / 2, rtol=1e-6)
+    one, _ = ops.clip_by_global_norm(grads[0], max_norm, out=grads[0], backend=backend)
+    np.testing.assert_allclose(one, max_norm / np.sqrt(3), rtol=1e-6)
+
+
+@each_backend
+@each_dtype
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e200])
+def test_where_the_norm_is_no_number_all_results_are_nan(backend, dtype, value):
+    if dtype == "float32" and np.isfinite(value):
+        pytest.skip("the norm of float32 gradients is finite where they are")
+    grads = [np.array([1, value], dtype), np.ones(3, dtype)]
+    clipped, norm = ops.clip_by_global_norm(grads, 1.0, backend=backend)
+    assert not np.isfinite(norm)
+    assert all(np.isnan(c).all() for c in clipped)
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -685,6 +742,9 @@ def bad_calls():
         ),
         "no gradients": (lambda **k: ops.reduce_gradients(a[:0], **k), "stack must have at least one row"),
         "weights": (lambda **k: ops.reduce_gradients(a, z, **k), r"weights must have shape \(3,\)"),
+        "bias of one row": (lambda **k: ops.linear_backward_bias(z, **k), r"dY must have shape .*B, out\).*got \(6,\)"),
+        "bias of a list": (lambda **k: ops.linear_backward_bias([[1.0]], **k), "dY must be a NumPy array; got list"),
+        "bias of no rows": (lambda **k: ops.linear_backward_bias(a[None, :0], **k), r"B >= 1; got \(1, 0, 4\)"),
         "zero weights": (lambda **k: ops.reduce_gradients(a, np.zeros(3, f32), **k), "must not sum to 0"),
         "reduce overlap": (lambda **k: ops.reduce_gradients(a, out=a[1], **k), "out overlaps stack"),
         "optimizer": (lambda **k: ops.optimizer_update("sgd", z, z, a, **k), "optimizer must be one such as"),

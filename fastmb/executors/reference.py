@@ -415,7 +415,8 @@ def loss_and_gradient(loss: Loss, z: np.ndarray, y: np.ndarray) -> tuple[np.ndar
         q = w * ((1 - loss.label_smoothing) * target + loss.label_smoothing / C)
         shifted = z - z.max(axis=1, keepdims=True)
         logp = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        return -(q * logp).sum(axis=1), np.exp(logp) * q.sum(axis=1, keepdims=True) - q, u
+        terms = np.multiply(q, logp, out=np.zeros_like(q), where=q != 0)  # logp may be -inf where q is 0
+        return -terms.sum(axis=1), np.exp(logp) * q.sum(axis=1, keepdims=True) - q, u
     y = _float64(y).reshape(n, C)
     if loss.kind == "bce_with_logits":
         p = np.ones(C) if loss.weight is None else loss.weight

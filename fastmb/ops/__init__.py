@@ -24,6 +24,7 @@ import numpy as np
 
 from .._errors import missing_extra, unknown_name
 from ..executors import default_name
+from . import _check
 
 __all__ = [
     "activation_backward",
@@ -209,16 +210,16 @@ def linear_backward_bias(dY: np.ndarray, *, out: np.ndarray | None = None, backe
 
     Parameters
     ----------
-    dY : ndarray (B, out)
+    dY : ndarray (..., B, out)
         At least one row.
-    out : ndarray (out,), optional
+    out : ndarray (..., out), optional
     backend : {"native", "numba", "numpy"}, optional
 
     Returns
     -------
-    ndarray (out,)
+    ndarray (..., out)
     """
-    return _backend(backend).reduce_gradients(dY, None, False, out, "dY")
+    return _backend(backend).reduce_gradients(_check.rows_first("dY", dY), None, False, out, "dY")
 
 
 def activation_forward(
@@ -293,6 +294,8 @@ def softmax_cross_entropy(
     backend: str | None = None,
 ) -> tuple[float, np.ndarray]:
     """The mean cross-entropy of ``softmax(z)``, and its gradient, in one pass. `fastmb.CrossEntropy` has the formula.
+
+    A z of -inf takes its class out: it adds nothing to the loss of a row whose target gives the class no share.
 
     Parameters
     ----------
@@ -417,6 +420,6 @@ def clip_by_global_norm(
     -------
     clipped : ndarray or list of ndarray
     norm : float
-        The norm before, summed in float64. Where it is infinite or NaN, so are the results.
+        The norm before, summed in float64. Where it is infinite or NaN, all results are NaN.
     """
     return _backend(backend).clip_by_global_norm(grads, max_norm, out)

@@ -6,6 +6,7 @@ products transposed and broadcast (as views), outputs there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -236,6 +237,14 @@ def _weights(name: str, x: Any, n: int, why: str) -> Array | None:
     return np.ascontiguousarray(x)
 
 
+def rows_first(name: str, x: Any) -> Array:
+    """``(..., B, out)`` as ``(B, ..., out)``."""
+    array(name, x)
+    if x.ndim < 2 or x.shape[-2] == 0:
+        raise ValueError(f"{name} must have shape (..., B, out), B >= 1; got {x.shape}")
+    return x if x.ndim == 2 else np.moveaxis(x, -2, 0)
+
+
 def reduce_gradients(
     stack: Any, weights: Any, mean: bool, out: Any, name: str = "stack"
 ) -> tuple[Array, Array | None, float, Array]:
@@ -305,3 +314,11 @@ def clip_by_global_norm(grads: Any, max_norm: Any, out: Any) -> tuple[list[Array
             if o is not None and overlap(made[-1], other):
                 raise ValueError(f"{out_name} overlaps another out in memory")
     return arrays, _checks.number("max_norm", max_norm, "(0, inf)"), made, many
+
+
+def factors(norm: float, max_norm: float, dtype: np.dtype) -> tuple[float, ...]:
+    """What gradients of this norm are multiplied by, one after the other; two where their product would be denormal."""
+    if norm <= max_norm:
+        return (1.0,)
+    factor = max_norm / norm if math.isfinite(norm) else math.nan
+    return (math.sqrt(max_norm) / math.sqrt(norm),) * 2 if factor < np.finfo(dtype).tiny else (factor,)

@@ -247,7 +247,8 @@ def _softmax(z, target, indices, s, weights, smoothing, total, out):  # type: ig
             e[c] = math.exp(x)
             norm += e[c]
             mass += q[c]
-            own += q[c] * x
+            if q[c] != 0:
+                own += q[c] * x
         loss += s[i] * (mass * math.log(norm) - own)
         for c in range(C):
             out[i, c] = s[i] / total * (e[c] / norm * mass - q[c])
@@ -354,5 +355,8 @@ def clip_by_global_norm(grads: Any, max_norm: float, out: Any) -> tuple[Any, flo
     grads, max_norm, outs, many = _check.clip_by_global_norm(grads, max_norm, out)
     norm = math.sqrt(sum(_squares(g) for g in grads))
     for g, o in zip(grads, outs, strict=True):
-        np.multiply(g, g.dtype.type(1.0 if norm <= max_norm else max_norm / norm), out=o)
+        first, *second = _check.factors(norm, max_norm, g.dtype)
+        np.multiply(g, g.dtype.type(first), out=o)
+        for factor in second:
+            np.multiply(o, g.dtype.type(factor), out=o)
     return (outs if many else outs[0]), norm

@@ -122,5 +122,7 @@ def clip_by_global_norm(grads: Any, max_norm: float, out: Any) -> tuple[Any, flo
     grads, max_norm, outs, many = _check.clip_by_global_norm(grads, max_norm, out)
     norm = float(np.sqrt(sum(float((_float64(g) ** 2).sum()) for g in grads)))
     for g, o in zip(grads, outs, strict=True):
-        o[...] = g * (g.dtype.type(max_norm / norm) if not norm <= max_norm else g.dtype.type(1))
+        o[...] = g
+        for factor in _check.factors(norm, max_norm, g.dtype):
+            o *= g.dtype.type(factor)
     return (outs if many else outs[0]), norm

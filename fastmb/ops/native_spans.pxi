@@ -138,12 +138,13 @@ def clip_by_global_norm(grads, max_norm, out):
     cdef Walk walk
     grads, max_norm, outs, many = _check.clip_by_global_norm(grads, max_norm, out)
     norm = float(np.sqrt(sum([_squares(g) for g in grads])))
-    factor = 1.0 if norm <= max_norm else max_norm / norm
     for g, o in zip(grads, outs):
-        walk.kernel, walk.value, walk.stream = SCALE, factor, 0
-        if factor != 1.0 or not np.shares_memory(g, o):
-            _lay(&walk, [g, o], 1)
-            _go(&walk, VALUE_FLOPS)
+        for factor in _check.factors(norm, max_norm, g.dtype):
+            walk.kernel, walk.value, walk.stream = SCALE, factor, 0
+            if factor != 1.0 or not np.shares_memory(g, o):
+                _lay(&walk, [g, o], 1)
+                _go(&walk, VALUE_FLOPS)
+            g = o
     return (outs if many else outs[0]), norm
 
 
