@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK = 1 << 23  # bytes
+_NAME = 60  # characters of a name, 4 bytes each at most, that the temporary one has: 255 bytes are allowed
 
 
 def replace(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
     """Make what `write` writes to the file it is given the content of the file at `path`; a symbolic link is followed.
 
     That is a temporary file in the same folder, which takes the place of the other when the disk has all of it.
-    A process that is killed may leave the temporary file, ``.<name>.tmp``; the next one to save there writes over it.
-    Several that save at once wait for one another.
+    A process that is killed may leave the temporary file, ``.<name>.tmp`` (of a long name the beginning); the next one
+    to save there writes over it. Several that save at once wait for one another.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name[:_NAME]}.tmp")
     with open(_lock(temporary), "wb") as file:
         try:
             file.truncate(0)

@@ -387,6 +387,13 @@ def test_a_leftover_is_written_over_and_a_link_is_followed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "\N{GREEK SMALL LETTER PSI}" * 127, "\U0001f600" * 63], ids=[1, 2, 4])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path, name):
+    make().save(tmp_path / name)
+    assert mb.load(tmp_path / name).t == 0
+    assert os.listdir(tmp_path) == [name]
+
+
 def test_many_may_save_at_once(tmp_path):
     data = [bytes([i]) * 100_000 for i in range(4)]
     errors = []

@@ -131,6 +131,14 @@ def test_large_matrices_have_the_same_bits_for_any_number_of_threads(monkeypatch
     assert len(found) == 1
 
 
+def test_products_are_the_same_in_whatever_backend_a_block_of_code_uses(executor):
+    plain, within = (make(mb.Muon(0.05), executor, "float32") for _ in range(2))
+    fit(plain, 2)
+    with mb.use_backend("numpy"):
+        fit(within, 2)
+    assert plain.net.digest() == within.net.digest()
+
+
 @pytest.mark.parametrize(("n_threads", "most"), [(1, 1), (3, 3), (7, 5), (None, 5)])
 def test_products_take_no_more_threads_than_the_trainer_may(n_threads, most, monkeypatch):
     monkeypatch.setattr(threads, "limit", lambda: 5)
@@ -248,6 +256,8 @@ def test_memory_is_foretold_with_the_gradient():
         (lambda: mb.Muon(ns_coefficients=(1, 2)), TypeError, "ns_coefficients must be three numbers"),
         (lambda: mb.Muon(adjust_lr_fn="old"), ValueError, "adjust_lr_fn must be one of 'original'"),
         (lambda: mb.Muon(adamw_names="0.*"), TypeError, "adamw_names must be a sequence of patterns"),
+        (lambda: mb.Muon(adamw_names=5), TypeError, r"adamw_names must be a sequence of patterns such as .*; got 5"),
+        (lambda: mb.Muon(adamw_names=None), TypeError, r"adamw_names must be a sequence of patterns .*; got None"),
         (lambda: mb.Muon(adamw_betas=(0.9, 1)), ValueError, r"adamw_betas\[1\] must be a number in \[0, 1\); got 1"),
         (lambda: mb.Muon(adamw_lr=-1), ValueError, "adamw_lr must be a number in"),
         (lambda: mb.Muon(adamw_lr=mb.ReduceLROnPlateau(0.1)), TypeError, "adamw_lr must be a number or a function"),

@@ -146,6 +146,14 @@ def test_an_unknown_backend_is_an_error_with_those_that_there_are():
         ops.matmul(np.eye(2), np.eye(2), backend="nunba")
 
 
+def test_a_backend_that_is_no_name_is_the_same_error():
+    for backend in ([], {}, 5):
+        with pytest.raises(ValueError, match=r"backend must be one of 'native', .*got"):
+            ops.matmul(np.eye(2), np.eye(2), backend=backend)
+        with pytest.raises(ValueError, match=r"backend must be one of 'native', .*got"), ops.use_backend(backend):
+            pass
+
+
 def test_a_missing_extra_is_named():
     code = """
 import sys
@@ -671,6 +679,27 @@ def test_where_the_norm_is_no_number_all_results_are_nan(backend, dtype, value):
     assert all(np.isnan(c).all() for c in clipped)
 
 
+@each_backend
+def test_numpys_flags_are_taken(backend):
+    a = np.arange(6.0).reshape(2, 3)
+    yes, no = np.bool_(True), np.bool_(False)
+    found = ops.matmul(a, a, transpose_a=yes, transpose_b=no, backend=backend)
+    np.testing.assert_array_equal(found, ops.matmul(a, a, transpose_a=True, backend=backend))
+    np.testing.assert_array_equal(ops.reduce_gradients(a, None, no, backend=backend), a.sum(axis=0))
+
+
+@each_backend
+def test_memory_maps_are_arrays(backend, tmp_path):
+    mapped = np.memmap(tmp_path / "file", "float32", "w+", shape=(3, 4))
+    mapped[:] = np.arange(12).reshape(3, 4)
+    plain = np.array(mapped)
+    np.testing.assert_array_equal(
+        ops.matmul(mapped, mapped, transpose_b=True, backend=backend), ops.matmul(plain, plain.T, backend=backend)
+    )
+    ops.reduce_gradients(plain, out=mapped[0], backend=backend)
+    np.testing.assert_array_equal(mapped[0], plain.mean(axis=0))
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -687,6 +716,7 @@ def bad_calls():
     frozen.flags.writeable = False
     sgd, momentum = mb.SGD(0.1), mb.SGD(0.1, momentum=0.9)
     four = np.zeros((2, 1, 2, 3), f32)
+    masked, matrix = np.ma.array(a, mask=a > 0), a.view(np.matrix)
     return {
         "list": (lambda **k: ops.matmul([[1.0]], b, out=out, **k), "a must be a NumPy array; got list"),
         "int": (lambda **k: ops.matmul(a.astype(int), b, out=out, **k), "a must be float32 or float64; got int64"),
@@ -708,6 +738,26 @@ def bad_calls():
         "read-only": (lambda **k: ops.matmul(a, b, out=frozen, **k), "out is read-only"),
         "overlap": (lambda **k: ops.matmul(big[:3, :4], b, out=big[2:5, 2:7], **k), "out overlaps a in memory"),
         "same": (lambda **k: ops.matmul(big, big, out=big, **k), "out overlaps a in memory"),
+        "masked": (
+            lambda **k: ops.matmul(masked, b, out=out, **k),
+            "a must be a plain NumPy array or a memmap; got MaskedArray",
+        ),
+        "masked out": (lambda **k: ops.matmul(a, b, out=np.ma.array(out), **k), "out must be a plain NumPy array"),
+        "matrix": (lambda **k: ops.reduce_gradients(matrix, **k), "stack must be a plain NumPy array.*got matrix"),
+        "masked labels": (
+            lambda **k: ops.softmax_cross_entropy(a, np.ma.array(y), **k),
+            "y must be a plain NumPy array",
+        ),
+        "masked weights": (
+            lambda **k: ops.softmax_cross_entropy(a, y, sample_weight=np.ma.ones(3), **k),
+            "sample_weight must be a plain NumPy array",
+        ),
+        "transpose_a": (
+            lambda **k: ops.matmul(b, b, transpose_a="no", **k),
+            "transpose_a must be True or False; got 'no'",
+        ),
+        "transpose_b": (lambda **k: ops.matmul(a, b, transpose_b=0, out=out, **k), "transpose_b must be True or False"),
+        "mean": (lambda **k: ops.reduce_gradients(a, mean="no", **k), "mean must be True or False; got 'no'"),
         "folded": (
             lambda **k: ops.matmul(a, b, out=np.lib.stride_tricks.as_strided(big, (3, 5), (4, 4)), **k),
             "out overlaps itself",

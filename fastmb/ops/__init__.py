@@ -5,8 +5,9 @@ function exists in three backends: ``native`` (compiled kernels on all cores), `
 ``pip install 'fastmb[numba]'``) and ``numpy`` (float64 inside, plain, slow: the reference). A call's own `backend`
 counts first, then `use_backend`; else ``native`` is taken; where the extension was not built ``numba``, or ``numpy``.
 
-Bad arguments raise a `TypeError` or a `ValueError` that names them, before anything is written. So does an activation
-that is a function of your own, ``Activation(f)``: these functions have the built-in ones.
+Bad arguments raise a `TypeError` or a `ValueError` that names them, before anything is written. So do arrays of other
+classes than NumPy's own and its memory maps, such as masked ones and `numpy.matrix`, and an activation that is a
+function of your own, ``Activation(f)``: these functions have the built-in ones.
 
 With ``native`` the bits of a result don't depend on the number of threads: an element of a product is one chain of
 fused multiply-adds in index order, and a reduction adds its gradients in their order.
@@ -49,7 +50,7 @@ _chosen: ContextVar[Any] = ContextVar("fastmb_backend", default=None)
 
 def _load(name: str | None) -> Any:
     """The module of a backend."""
-    if name in _loaded:
+    if (name is None or isinstance(name, str)) and name in _loaded:
         return _loaded[name]
     if name is None:
         module = _load(default_name())

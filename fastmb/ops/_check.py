@@ -24,10 +24,18 @@ _MOST = 2**53  # steps
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def array(name: str, x: object, dtype: np.dtype | None = None) -> Array:
-    """`x`, if it is an array of float32 or float64, and of `dtype` if that is given."""
+def plain(name: str, x: object) -> Array:
+    """`x`, if it is an array, and of no class (masked, a matrix) that makes something else of its numbers."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array; got {type(x).__name__}")
+    if type(x) is not np.ndarray and not isinstance(x, np.memmap):
+        raise TypeError(f"{name} must be a plain NumPy array or a memmap; got {type(x).__name__}")
+    return x
+
+
+def array(name: str, x: object, dtype: np.dtype | None = None) -> Array:
+    """`x`, if it is an array of float32 or float64, and of `dtype` if that is given."""
+    x = plain(name, x)
     if x.dtype not in _FLOATS or not x.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64; got {x.dtype}")
     if dtype is not None and x.dtype != dtype:
@@ -131,6 +139,8 @@ def matmul(
     a_name, b_name, bias_name = names
     array(a_name, a)
     array(b_name, b, a.dtype)
+    transpose_a = _checks.boolean("transpose_a", transpose_a)
+    transpose_b = _checks.boolean("transpose_b", transpose_b)
     for name, x in ((a_name, a), (b_name, b)):
         if x.ndim < 2:
             raise ValueError(f"{name} must have at least two dimensions; got shape {x.shape}")
@@ -206,8 +216,7 @@ def softmax_cross_entropy(
     if z.ndim != 2 or z.shape[1] == 0:
         raise ValueError(f"z must have shape (n, C) with C >= 1; got {z.shape}")
     n, C = z.shape
-    if not isinstance(y, np.ndarray):
-        raise TypeError(f"y must be a NumPy array; got {type(y).__name__}")
+    y = plain("y", y)
     weights = _weights("class_weight", class_weight, C, "one per class")
     if y.dtype.kind in "iu" and y.dtype.isnative:
         shape("y", y, (n,), "a class index for each row of z")
@@ -228,8 +237,8 @@ def softmax_cross_entropy(
 def _weights(name: str, x: Any, n: int, why: str) -> Array | None:
     if x is None:
         return None
-    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be a NumPy array of numbers; got {x!r}")
+    if plain(name, x).dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be an array of numbers; got {x.dtype}")
     shape(name, x, (n,), why)
     x = x.astype(np.float64)
     if not (np.isfinite(x) & (x >= 0)).all():
@@ -238,11 +247,12 @@ def _weights(name: str, x: Any, n: int, why: str) -> Array | None:
 
 
 def rows_first(name: str, x: Any) -> Array:
-    """``(..., B, out)`` as ``(B, ..., out)``."""
-    array(name, x)
-    if x.ndim < 2 or x.shape[-2] == 0:
+    """``(..., B, out)`` as ``(B, ..., out)``; what is so already is left to `reduce_gradients`, which is faster."""
+    if type(x) is np.ndarray and x.ndim == 2:
+        return x
+    if array(name, x).ndim < 2 or x.shape[-2] == 0:
         raise ValueError(f"{name} must have shape (..., B, out), B >= 1; got {x.shape}")
-    return x if x.ndim == 2 else np.moveaxis(x, -2, 0)
+    return np.moveaxis(x, -2, 0)
 
 
 def reduce_gradients(
@@ -259,7 +269,7 @@ def reduce_gradients(
             raise ValueError(f"weights must be finite; got {weights[~np.isfinite(weights)][0]}")
         weights = np.ascontiguousarray(weights)
     divisor = 1.0
-    if mean:
+    if _checks.boolean("mean", mean):
         divisor = float(len(stack)) if weights is None else sum(weights.tolist())
         if divisor == 0:
             raise ValueError("the weights of a mean must not sum to 0")

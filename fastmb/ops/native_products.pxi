@@ -39,9 +39,10 @@ def matmul(a, b, transpose_a, transpose_b, bias, activation, alpha, beta, out, n
         nd, type_num = cnp.PyArray_NDIM(A), cnp.PyArray_TYPE(A)
         if ((type_num == cnp.NPY_FLOAT32 or type_num == cnp.NPY_FLOAT64) and cnp.PyArray_ISNOTSWAPPED(A)
                 and _plain(b, type_num) and cnp.PyArray_NDIM(B) == nd and (nd == 2 or nd == 3)
-                and beta is 0 and alpha is 1 and bias is None and activation is None):
+                and beta is 0 and alpha is 1 and bias is None and activation is None
+                and (transpose_a is False or transpose_a is True) and (transpose_b is False or transpose_b is True)):
             sa, sb = cnp.PyArray_DIMS(A), cnp.PyArray_DIMS(B)
-            ta, tb = transpose_a, transpose_b
+            ta, tb = transpose_a is True, transpose_b is True
             m, ka = sa[nd - 2 + ta], sa[nd - 1 - ta]
             k, n = sb[nd - 2 + tb], sb[nd - 1 - tb]
             if ka == k and (nd == 2 or sa[0] == sb[0]):

@@ -289,7 +289,7 @@ def reduce_gradients(stack, weights, mean, out, name="stack"):
     cdef cnp.ndarray x, o, w
     cdef const void *weight = NULL
     # plain: a contiguous stack without weights
-    if cnp.PyArray_CheckExact(stack) and weights is None:
+    if cnp.PyArray_CheckExact(stack) and weights is None and (mean is True or mean is False):
         x = stack
         if (cnp.PyArray_NDIM(x) == 2 and cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_SIZE(x) > 0
                 and (_plain(x, cnp.NPY_FLOAT32) or _plain(x, cnp.NPY_FLOAT64))):

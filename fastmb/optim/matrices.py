@@ -96,7 +96,7 @@ class Muon(Optimizer):
         checked = tuple(number(f"ns_coefficients[{i}]", x, "(-inf, inf)") for i, x in enumerate((a, b, c)))
         object.__setattr__(self, "ns_coefficients", checked)
         names = self.adamw_names
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
             raise TypeError(f"adamw_names must be a sequence of patterns such as ['0.*']; got {names!r}")
         object.__setattr__(self, "adamw_names", tuple(names))
         try:
@@ -262,12 +262,14 @@ def _root_mean_square(a: np.ndarray) -> float:
 
 def orthogonalized(g: np.ndarray, coefficients: tuple[float, float, float], eps: float, steps: int) -> np.ndarray:
     """The orthogonal matrix next to `g`, nearly: `steps` of Newton and Schulz's iteration (of its smaller side)."""
+    from ..executors import default_name
     from ..ops import matmul
 
+    backend = default_name()  # whatever `use_backend` says: a training's bits don't follow from where it is called
     a, b, c = coefficients
     wide = g if g.shape[0] <= g.shape[1] else g.T
     x = np.ascontiguousarray(wide) / g.dtype.type(max(sqrt(float(np.square(g, dtype=np.float64).sum())), eps))
     for _ in range(steps):
-        gram = matmul(x, x, transpose_b=True)
-        x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
+        gram = matmul(x, x, transpose_b=True, backend=backend)
+        x = a * x + matmul(b * gram + c * matmul(gram, gram, backend=backend), x, backend=backend)
     return x if wide is g else x.T
