@@ -5,9 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from . import executors
+from .data import Batches, check_X
+from .losses import FromOutside
+from .optim import SGD
 
 if TYPE_CHECKING:
     import threading
@@ -32,11 +38,19 @@ class Averaged:
         epoch: int
         state: np.ndarray
         history: History
+        batch_size: int
+        drop_last: bool
+        seed: int
+        n_threads: int | None
+        executor: str
+        input_scale: float
         _current: Epoch | None
         _lock: threading.RLock
         _weights: np.ndarray | None  # as trained, while the network has their average
         _ahead: tuple[Optimizer, int, int, np.ndarray, np.ndarray] | None  # coefficients of updates, and of which
         _standing: tuple[int, Any] | None  # rows of the history, and what follows from them for the learning rate
+
+        def _check_rows(self, rows: int, batch_size: int, drop_last: bool = False) -> None: ...
 
     def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """The learning rates of the next `n` updates, ``(n,)``, and what `Executor.run` takes of them, ``(n, C)``."""
@@ -82,7 +96,8 @@ class Averaged:
     def averaged(self) -> Iterator[Sequential]:
         """The network with the averaged weights for a while: ``with trainer.averaged(): trainer.evaluate(X, y)``.
 
-        Before anything was averaged they are those of the network. When it is left, the network has its own again.
+        Before anything was averaged they are those of the network. When it is left, the network has its own again, and
+        so it has running statistics, which `update_bn` may have made those of the average.
 
         Raises
         ------
@@ -94,16 +109,18 @@ class Averaged:
             if self._weights is not None:
                 yield self.net
                 return
-            self._weights = self.net.flat.copy()
+            self._weights, buffers = self.net.flat.copy(), self.net.flat_buffers.copy()
             try:
                 self.net.flat[:] = average
                 yield self.net
             finally:
-                self.net.flat[:] = self._weights
+                self.net.flat[:], self.net.flat_buffers[:] = self._weights, buffers
                 self._weights = None
 
     def averaged_net(self) -> Sequential:
         """A new network, with the averaged weights; before anything was averaged, with those of `net`.
+
+        Its running statistics are those that `net` has: `update_bn` tells how it gets its own.
 
         Raises
         ------
@@ -114,6 +131,60 @@ class Averaged:
             average, net = self._averaged_flat(), copy.deepcopy(self.net)
             net.flat[:] = average
             return net
+
+    def update_bn(self, X: Any) -> None:
+        """Take the running statistics of `BatchNorm1d` anew, of the network as it is now, with the rows of `X`.
+
+        As `torch.optim.swa_utils.update_bn`: they become the means over the mini-batches of `X`, `batch_size` rows each
+        in their order, whatever the layers' momentum. Rows go through the network as in training, with the dropout of
+        the next update; the weights stay. A network without `BatchNorm1d` stays as it is.
+
+        Averaged weights need it: no mini-batch has gone through them, and the statistics beside them are of the weights
+        that were trained.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+            Rows to take statistics of, finite: the training data, or some thousand of them.
+
+        Raises
+        ------
+        ValueError
+            If `X` doesn't fit, or a mini-batch would have 1 row.
+        FloatingPointError
+            If statistics or outputs are NaN or infinite; nothing is changed then.
+
+        Examples
+        --------
+        >>> import fastmb as mb
+        >>> X, y = mb.datasets.load_digits()
+        >>> net = mb.Sequential(mb.Linear(64, 32), mb.BatchNorm1d(32), mb.ReLU(), mb.Linear(32, 10))
+        >>> trainer = mb.Trainer(net, optimizer=mb.SGD(0.1), input_scale=1 / 16, average=mb.SWA(2))
+        >>> history = trainer.fit(X[:1500], y[:1500], max_epochs=6, verbose=0)
+        >>> with trainer.averaged():
+        ...     trainer.update_bn(X[:1500])
+        ...     accuracy = trainer.evaluate(X[1500:], y[1500:])["accuracy"]
+        ...     net = trainer.averaged_net()  # to keep
+        """
+        with self._lock:
+            plan, size = self.net.plan, self.batch_size
+            X = check_X(X, plan.n_features, dtype=plan.dtype)
+            if not plan.batch_norms:
+                return
+            drop_last = self.drop_last and len(X) >= size
+            self._check_rows(len(X), size, drop_last)
+            plan = replace(plan, stages=tuple(replace(stage, momentum=None) for stage in plan.stages))
+            found, unused = np.zeros_like(self.net.flat_buffers), np.zeros_like(self.net.flat)
+            training = executors.Training(FromOutside(), SGD(), np.zeros((0, plan.size), plan.dtype), size, self.seed)
+            executor = executors.load(self.executor)(plan, self.net.flat, training, self.n_threads, buffers=found)
+            nothing, finite = np.broadcast_to(np.zeros(1, plan.dtype), (len(X), plan.n_outputs)), True
+            for start in range(0, len(X) - drop_last * (len(X) % size), size):
+                rows = slice(start, start + size)
+                batches = Batches(X[rows], nothing[rows], None, None, size, self.input_scale)
+                finite = finite and executor.accumulate(batches, self.t, start, unused, np.zeros((1, 2)))
+            if not (finite and np.isfinite(found).all()):
+                raise FloatingPointError("outputs or statistics of X are not finite; nothing was changed")
+            self.net.flat_buffers[:] = found
 
     def _averaged_flat(self) -> np.ndarray:
         if self.average is None:

@@ -44,7 +44,8 @@ class EMA(Average):
 
     As `torch.optim.swa_utils.AveragedModel` with ``get_ema_multi_avg_fn(d)`` (Polyak and Juditsky 1992), whose
     ``update_parameters`` is called after every `every`-th update, with ``d = decay ** every``. The first time, the
-    average becomes the weights.
+    average becomes the weights. Running statistics of `BatchNorm1d` are in no average: beside the averaged weights, in a
+    fit's validation too, stand those of the weights that are trained, until `Trainer.update_bn` takes their own.
 
     Parameters
     ----------
@@ -93,7 +94,9 @@ class EMA(Average):
 class SWA(Average):
     """Stochastic weight averaging (Izmailov et al. 2018): the mean of the weights after each epoch from some on.
 
-    As `torch.optim.swa_utils.AveragedModel` and `SWALR`.
+    As `torch.optim.swa_utils.AveragedModel` and `SWALR`. Running statistics of `BatchNorm1d` are in no average: beside
+    the averaged weights, in a fit's validation too, stand those of the weights that are trained, until
+    `Trainer.update_bn` takes their own.
 
     Parameters
     ----------

@@ -98,7 +98,7 @@ class Trainer(PerExample, Averaged):
     input_scale : float, default 1
         What X is multiplied by as it is read, such as 1/255 for images in uint8. `net` uses it too, to predict.
     average : EMA or SWA, optional
-        An average of the weights to keep beside them; see `averaged` and `averaged_net`.
+        An average of the weights to keep beside them; see `averaged`, `averaged_net` and `update_bn`.
 
     Attributes
     ----------

@@ -185,6 +185,115 @@ def test_the_network_has_the_average_for_a_while_and_then_its_own_weights(execut
     assert (trainer.net.flat == own).all()
 
 
+def normalised(average: Any, executor: str = "native", momentum: float | None = 0.1, **options: Any) -> mb.Trainer:
+    norm = mb.BatchNorm1d(8, momentum=momentum)
+    residual = mb.Residual(mb.Linear(8, 8, bias=False), mb.BatchNorm1d(8), mb.Tanh())
+    net = mb.Sequential(mb.Linear(6, 8), norm, residual, mb.Linear(8, 3), seed=1, dtype="float64")
+    options = {"optimizer": mb.SGD(0.1), "batch_size": 16, "input_scale": 0.5} | options
+    return mb.Trainer(net, executor=executor, average=average, **options)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("optimizer", [mb.SGD(0.1), mb.Muon(0.01)], ids=lambda o: o.kind)
+def test_statistics_of_the_average_are_torchs(executor, momentum, optimizer):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is too large for the test extra")
+    from torch.optim.swa_utils import update_bn
+
+    class Residual(torch.nn.Sequential):
+        def forward(self, x: Any) -> Any:
+            return x + super().forward(x)
+
+    def batch_norm(momentum: float | None = 0.1) -> Any:
+        return torch.nn.BatchNorm1d(8, momentum=momentum)
+
+    trainer = normalised(mb.SWA(1), executor, momentum, optimizer=optimizer)
+    fit(trainer, 3)
+    residual = Residual(torch.nn.Linear(8, 8, bias=False), batch_norm(), torch.nn.Tanh())
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), batch_norm(momentum), residual, torch.nn.Linear(8, 3)).double()
+    average = trainer.averaged_net()
+    given = average.parameters() | average.buffers()
+    model.load_state_dict(
+        {name: torch.tensor(given[name].T).reshape(v.shape) for name, v in model.state_dict().items()}
+    )
+    rows = torch.tensor(X.astype(np.float64) / 2)
+    update_bn(rows.split(16), model)
+    with trainer.averaged() as net:
+        flat = net.flat.copy()
+        trainer.update_bn(X)
+        assert (net.flat == flat).all()
+        updated = trainer.averaged_net()
+    for name, array in updated.buffers().items():
+        np.testing.assert_allclose(array, model.state_dict()[name].numpy(), rtol=1e-10, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(updated(X), model.eval()(rows).detach().numpy(), rtol=1e-10, atol=1e-10)
+
+
+def test_statistics_of_the_average_are_the_networks_for_as_long_as_the_weights(executor):
+    plain, trainer = (normalised(mb.EMA(0.9, every=1), executor) for _ in range(2))
+    for each in (plain, trainer):
+        fit(each, 2)
+    own = {name: array.copy() for name, array in trainer.net.buffers().items()}
+    with trainer.averaged() as net:
+        before = trainer.evaluate(X, Y)
+        trainer.update_bn(X)
+        assert trainer.evaluate(X, Y) != before
+        updated = trainer.averaged_net()
+    for name, array in net.buffers().items():
+        assert (array == own[name]).all()
+        assert (array != updated.buffers()[name]).any()
+    for each in (plain, trainer):
+        fit(each, 1)
+    assert plain.net.digest() == trainer.net.digest()
+
+
+def test_statistics_are_those_of_whole_mini_batches_where_the_last_is_dropped(executor):
+    trainers = [normalised(None, executor, drop_last=True), normalised(None, executor)]
+    for trainer, rows in zip(trainers, (97, 96), strict=True):
+        trainer.update_bn(X[:rows])
+    assert trainers[0].net.digest() == trainers[1].net.digest() != normalised(None, executor).net.digest()
+    assert trainers[0].net.buffers()["1.num_batches_tracked"] == 6
+
+
+def test_statistics_that_cannot_be_taken_stay_as_they_are(executor):
+    trainer = normalised(None, executor)
+    fit(trainer, 1)
+    before = trainer.net.digest()
+    bad = X.copy()
+    bad[50] = np.nan
+    for wrong, message in (
+        (X[:97], "X has 97 rows, and the last"),
+        (X[:, :5], "5 features"),
+        (bad, "got nan in row 50"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.update_bn(wrong)
+    assert trainer.net.digest() == before
+    for huge in (1e200, 1e308):
+        trainer.net.flat[:] = huge
+        before = trainer.net.digest()
+        with pytest.raises(FloatingPointError, match="statistics of X are not finite; nothing was changed"):
+            trainer.update_bn(X)
+        assert trainer.net.digest() == before
+
+
+def test_a_network_without_batch_normalisation_has_no_statistics():
+    trainer = make(mb.EMA(0.9))
+    before = trainer.net.digest()
+    assert trainer.update_bn(X[:1]) is None
+    assert trainer.net.digest() == before
+
+
+@pytest.mark.parametrize("executor", SAME)
+def test_statistics_have_the_same_bits_for_any_number_of_threads(executor, monkeypatch):
+    monkeypatch.setattr(threads, "limit", lambda: 3)
+    found = set()
+    for n_threads in (1, 3):
+        net = mb.Sequential(mb.Linear(6, 8), mb.Dropout(0.3), mb.BatchNorm1d(8), mb.ReLU(), mb.Linear(8, 3))
+        trainer = mb.Trainer(net, executor=executor, n_threads=n_threads, batch_size=50)
+        trainer.update_bn(X)
+        found.add(net.digest())
+    assert len(found) == 1
+
+
 def test_before_anything_is_averaged_it_is_the_network(executor):
     trainer = make(mb.EMA(0.9, every=5), executor)
     for _ in range(4):
