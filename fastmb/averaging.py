@@ -44,8 +44,8 @@ class EMA(Average):
 
     As `torch.optim.swa_utils.AveragedModel` with ``get_ema_multi_avg_fn(d)`` (Polyak and Juditsky 1992), whose
     ``update_parameters`` is called after every `every`-th update, with ``d = decay ** every``. The first time, the
-    average becomes the weights. Running statistics of `BatchNorm1d` are in no average: beside the averaged weights, in a
-    fit's validation too, stand those of the weights that are trained, until `Trainer.update_bn` takes their own.
+    average becomes the weights. Running statistics of `BatchNorm1d` are in no average: beside the averaged weights, in
+    a fit's validation too, stand those of the weights that are trained, until `Trainer.update_bn` takes their own.
 
     Parameters
     ----------
