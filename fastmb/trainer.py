@@ -199,6 +199,7 @@ class Trainer(PerExample, Averaged):
         self._pending: Pending | None = None
         self.history = History()
         self._current: Epoch | None = None  # an epoch that was broken off
+        self._lock = threading.RLock()
         self._build(None)
         net.task, net.input_scale = self.loss.task, self.input_scale
 
@@ -211,7 +212,6 @@ class Trainer(PerExample, Averaged):
             self.state[:] = state
         elif self.optimizer.initial_state:  # zeros are there already, their memory not yet asked for
             self.optimizer.init_state(self.state[:own])
-        self._lock = threading.RLock()
         self._weights: np.ndarray | None = None  # as trained, while the network has their average
         self._ahead: tuple[Optimizer, int, int, np.ndarray, np.ndarray] | None = None
         self._standing: tuple[int, Any] | None = None
@@ -279,6 +279,7 @@ class Trainer(PerExample, Averaged):
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
+        self._lock = threading.RLock()
         self._build(self.state)
 
     def __repr__(self) -> str:

@@ -84,7 +84,9 @@ def test_before_the_first_update_any_optimiser_is_taken(executor):
 
 def test_before_the_first_update_the_state_is_that_of_the_optimiser(executor):
     changed, made = (trainer(executor, optimizer=mb.Adagrad(0.01, initial_accumulator_value=v)) for v in (0, 2))
+    lock = changed._lock
     changed.optimizer = made.optimizer
+    assert changed._lock is lock
     assert (changed.state == made.state).all()
     assert fitted(changed).net.digest() == fitted(made).net.digest()
 

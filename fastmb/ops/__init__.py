@@ -367,8 +367,8 @@ def optimizer_update(
 ) -> np.ndarray:
     """One step of an optimiser, such as ``fastmb.Adam(lr=1e-3)``. `fastmb.optim` has the formulas.
 
-    `fastmb.Adafactor` and `fastmb.Muon`, which look at whole matrices, are computed by NumPy in w's dtype, whatever the
-    backend.
+    Those that look at whole matrices, `fastmb.Adafactor` and `fastmb.Muon`, are computed in w's dtype and as in a
+    trainer, whatever the backend.
 
     Parameters
     ----------
