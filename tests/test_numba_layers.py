@@ -10,6 +10,7 @@ import pytest
 
 import fastmb as mb
 from fastmb import threads
+from fastmb.data import Batches
 from fastmb.executors import native
 
 pytest.importorskip("numba", reason="the numba executor needs it; the test extra brings it")
@@ -87,6 +88,22 @@ def test_every_rule_has_the_bits_of_native(options, dtype):
 def test_shortened_rows_and_their_norms_have_the_bits_of_native(name, options, dtype):
     ours, theirs = both(name, dtype, 3, fitted, gradient_stats=True, **options)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [4, 9, 33])
+def test_the_mean_gradients_norm_has_the_bits_of_native(hidden, dtype):
+    """Where a layer is one panel, its gradient's rows are one span."""
+    found = []
+    for executor in ("numba", "native"):
+        net = mb.Sequential(mb.Linear(7, hidden), mb.LayerNorm(hidden), mb.Linear(hidden, 3), seed=0, dtype=dtype)
+        trainer = mb.Trainer(net, batch_size=16, executor=executor, gradient_stats=True)
+        rows, rng, stats = 16 * 300, np.random.default_rng(0), np.zeros((300, 5))
+        batches = Batches(rng.standard_normal((rows, 7)).astype(dtype), rng.integers(0, 3, rows), None, None, 16)
+        _, coefficients = trainer._coefficients(300)
+        assert trainer._executor.run(batches, 0, 0, coefficients, np.zeros((300, 2)), 60, stats) == 300
+        found.append(stats)
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -166,6 +166,10 @@ def _tiles(e, run, mini, me, owner, tile, end):
             panel = first + p
             rows = min(e.mr, bottom - m)
             columns = min(e.rb, s.columns - panel * e.rb)
+            tall, wide = rows, columns
+            if s.panels == 1:  # whole rows of weights, and so of gradients: one span
+                columns *= rows
+                rows = 1
             start, stride = m * s.columns + panel * e.rb, s.columns * e.size
             if run.far:
                 for array in (run.params, into.state0, into.state1, into.state2):
@@ -180,20 +184,17 @@ def _tiles(e, run, mini, me, owner, tile, end):
             squares = e.tile_squares + 4 * (s.first_tile + m // e.mr * s.panels + panel) * e.size
             g.squares = squares if wanted else 0
             if mini.rows > 0 and s.kind != LINEAR:
-                layer_gradient(e, s, mini, me, panel * e.rb, columns, g.c_m, me.tile)
+                layer_gradient(e, s, mini, me, panel * e.rb, wide, g.c_m, me.tile)
                 if wanted:
                     _squares_of(e, me.tile, rows, columns, g.c_m, squares)
             elif mini.rows > 0:
                 x, dz = s.x + m * e.rb * e.size, s.dz + panel * s.panel_stride * e.size
-                call(e.gemm, (me.gemm, rows, 2 if columns > e.lanes else 1, 0, x, dz, me.tile))
+                call(e.gemm, (me.gemm, tall, 2 if wide > e.lanes else 1, 0, x, dz, me.tile))
             else:
                 for j in range((e.mr + 2) * e.rb):
                     put(me.tile, j, 0.0, e.size)
                 for j in range(4 if wanted else 0):
                     put(squares, j, 0.0, e.size)
-            if s.panels == 1:  # whole rows of weights, and so of gradients: one span
-                columns *= rows
-                rows = 1
             if into.completes:
                 complete(e, run, me, into, (s.offset + start) * e.size, rows, columns, s.columns, me.tile)
             update(e, run, me, s, into, start, rows, columns, me.tile, e.rb)
