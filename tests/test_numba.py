@@ -251,6 +251,49 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     assert np.array_equal(trainer.net.flat, before)
 
 
+def test_memory_that_there_is_not_leaves_what_was_there():
+    code = """
+import numpy as np, fastmb as mb
+from fastmb.executors.numba import arena
+trainer = mb.Trainer(mb.mlp([4, 8, 3]), executor="numba", n_threads=1)
+X, y, zeros = np.ones((9, 4)), np.zeros(9, int), np.zeros
+def none(shape, *_):
+    if np.prod(shape) > 10_000:
+        raise MemoryError
+    return zeros(shape, *_)
+trainer.step(X, y)
+arena.np.zeros = none
+try:
+    trainer.step(np.ones((1000, 4)), np.zeros(1000, int))
+except MemoryError as error:
+    print(str(error).startswith("a mini-batch of 1000 rows needs"))
+arena.np.zeros = zeros
+print(trainer.step(X, y) > 0)
+"""
+    assert in_a_new_process(code)[0].split() == ["True", "True"]
+
+
+def test_a_kernel_that_is_not_compiled_leaves_those_that_were_there():
+    code = """
+import numpy as np, fastmb as mb
+from fastmb.executors.numba import library
+net = mb.Sequential(mb.Dropout(0.2), mb.Linear(4, 8), mb.ReLU(), mb.Linear(8, 3))
+trainer = mb.Trainer(net, executor="numba", n_threads=1)
+X, y, real = np.ones((9, 4)), np.zeros(9, int), library.kernel
+trainer.step(X, y)
+def interrupted(words, target):
+    if words == "limit":
+        raise KeyboardInterrupt  # Ctrl-C while it is compiled
+    return real(words, target)
+library.kernel = interrupted
+try:
+    trainer.input_gradients(X, y)
+except KeyboardInterrupt:
+    print(trainer.step(X, y) > 0)
+"""
+    assert in_a_new_process(code)[0] == "True\n"
+
+
 def test_it_evaluates_before_it_has_trained():
     ours, theirs = (mb.Trainer(network("float32"), "mse", executor=name) for name in ("numba", "native"))
     assert ours.evaluate(X, VALUES) == theirs.evaluate(X, VALUES)

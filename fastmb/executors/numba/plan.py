@@ -187,7 +187,7 @@ class NumbaPlan:
         the address of its entry. Called with the lock held: what is wanted decides some kernels.
         """
         if (what, want) != self._ready:
-            e = self._engine
+            e, self._ready = self._engine, ("", 0)  # until all are there
             if what != "apply":
                 e["gemm"], e["scatter"] = self._kernel("gemm"), self._kernel("scatter")
                 at = 0
@@ -258,6 +258,7 @@ class NumbaPlan:
         """Room for mini-batches of `rows` rows on `threads` threads; rows 0 for inference."""
         if rows > self._capacity or threads > self._arena_threads:
             rows, threads = max(rows, self._capacity), max(threads, self._arena_threads)
+            self._capacity = self._arena_threads = -1  # until all is told where it is
             self._arena = Arena(self._engine, self._stages, self.target, rows, threads)
             self._capacity, self._arena_threads = rows, threads
 
