@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastmb as mb
-from fastmb import _gradient_stats, threads
+from fastmb import _gradient_stats, executors, threads
 from fastmb.data import Batches
 from fastmb.executors import Rules, Training, native
 from fastmb.executors.native import NativeExecutor
@@ -530,8 +530,9 @@ def test_a_loss_that_is_not_finite_has_no_gradient(what, executor):
 
 
 WITHOUT_ENTROPY = """
-import numpy as np, fastmb as mb
-trainer = mb.Trainer(mb.mlp([4, 8, 3]), clip_per_example=1, noise_multiplier=1, secure=True, executor="native")
+import sys, numpy as np, fastmb as mb
+private = {"clip_per_example": 1, "noise_multiplier": 1, "secure": True}
+trainer = mb.Trainer(mb.mlp([4, 8, 3]), executor=sys.argv[1], **private)
 before, X, y = trainer.net.flat.copy(), np.ones((6, 4)), np.arange(6) % 3
 trainer.accumulate(X, y)
 for call in (lambda: trainer.step(X, y), lambda: trainer.fit(X, y, verbose=0), trainer.apply):
@@ -543,10 +544,13 @@ for call in (lambda: trainer.step(X, y), lambda: trainer.fit(X, y, verbose=0), t
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="makes a system without random numbers with gcc")
-def test_without_random_numbers_of_the_system_no_update_is_made(tmp_path):
+@pytest.mark.parametrize("name", ["native", "numba"])
+def test_without_random_numbers_of_the_system_no_update_is_made(name, tmp_path):
+    if not executors.available(name):
+        pytest.skip(f"{name} isn't here")
     (tmp_path / "none.c").write_text("int getentropy(void *p, unsigned long n) { (void)p; (void)n; return -1; }")
     library = str(tmp_path / "none.so")
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(tmp_path / "none.c")], check=True)
-    command = [sys.executable, "-c", WITHOUT_ENTROPY]
+    command = [sys.executable, "-c", WITHOUT_ENTROPY, name]
     done = subprocess.run(command, env=os.environ | {"LD_PRELOAD": library}, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["True 0 True"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,7 @@ class NumbaExecutor(NumbaPlan):
         with self._lock:
             run, _keep = self._begin(batches, len(coefficients), t, sums)
             run["first"], run["sweep"], run["running"] = first, 1, 1
+            _try_entropy(run)
             self._optimize(run, coefficients)
             want = CLIP | NORMS if self._rules.clip_per_example < math.inf else 0
             if self._rules.stored:
@@ -157,6 +159,7 @@ class NumbaExecutor(NumbaPlan):
             run["t"], run["params"] = t, self.params.ctypes.data
             self._obey(run)
             run["divide"], run["gradient"] = weight, gradient.ctypes.data
+            _try_entropy(run)
             self._optimize(run, coefficients)
             self._prepare_applying(run)
             library.NOTICE.done()
@@ -342,6 +345,13 @@ class NumbaExecutor(NumbaPlan):
             here, n = stage.buffer_offset, stage.n_in
             variance = self.buffers[here + n : here + 2 * n].astype(np.float64)
             self._running_rstd[here : here + n] = 1 / np.sqrt(variance + stage.eps)
+
+
+def _try_entropy(run: np.ndarray) -> None:
+    """Before an update with noise: whether the operating system gives random numbers, if they are its own."""
+    if run["noise"] > 0 and run["secure"]:
+        run["failed"] = ctypes.CDLL(None).getentropy(ctypes.create_string_buffer(1), 1)
+    _check_entropy(run)
 
 
 def _check_entropy(run: np.ndarray) -> None:
