@@ -185,7 +185,9 @@ print(w[0])
 """
 
 
-def test_code_in_the_cache_does_not_survive_an_edit_of_any_file(tmp_path):
+@pytest.fixture
+def run_a_copy(tmp_path):
+    """Runs code in a new process, with a copy of the package in `tmp_path` and a cache of its own."""
     package = Path(mb.__file__).parent
     shutil.copytree(package, tmp_path / "fastmb", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {
@@ -194,20 +196,76 @@ def test_code_in_the_cache_does_not_survive_an_edit_of_any_file(tmp_path):
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
-    def run():
-        return in_a_new_process(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{UPDATE}", **environment)
+    def run(code):
+        return in_a_new_process(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}", **environment)
 
-    first, again = run(), run()
+    return run
+
+
+EDIT = """
+import os
+from pathlib import Path
+def edit(path):
+    text, times = path.read_text(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    assert text.count("e.fma(-c[0], _decayed") == 1
+    path.write_text(text.replace("e.fma(-c[0], _decayed", "e.fma(-c[0] * 2.0, _decayed"))
+    os.utime(path, ns=times)
+"""
+
+
+def test_code_in_the_cache_does_not_survive_an_edit_of_any_file(run_a_copy, tmp_path):
+    first, again = run_a_copy(UPDATE), run_a_copy(UPDATE)
     assert first[0] == again[0] == "3.0\n"
     assert first[1].count("compiling") == first[1].count("compiled in") == 1
     assert again[1] == ""  # from the cache
-    edited = tmp_path / "fastmb" / "executors" / "numba" / "updates.py"
-    times = edited.stat().st_atime_ns, edited.stat().st_mtime_ns
-    text = edited.read_text()
-    assert text.count("e.fma(-c[0], _decayed") == 1
-    edited.write_text(text.replace("e.fma(-c[0], _decayed", "e.fma(-c[0] * 2.0, _decayed"))
-    os.utime(edited, ns=times)
-    assert run()[0] == "1.0\n"
+    here = {}
+    exec(EDIT, here)
+    here["edit"](tmp_path / "fastmb" / "executors" / "numba" / "updates.py")
+    assert run_a_copy(UPDATE)[0] == "1.0\n"
+
+
+def test_code_of_a_process_that_was_imported_before_an_edit_is_not_taken_after_it(run_a_copy):
+    edits = f"from fastmb.executors.numba import updates\n{EDIT}\nedit(Path(updates.__file__))\n"
+    assert run_a_copy(edits + UPDATE)[0] == "3.0\n"
+    assert run_a_copy(UPDATE)[0] == "1.0\n"
+
+
+def test_kernels_and_entries_have_an_index_each(tmp_path):
+    """Numba numbers the files of an index, without a lock: two processes would give two kernels one file."""
+    code = """
+from fastmb.executors.numba import library
+from fastmb.executors.numba.target import Target, isa
+names = ["activation relu none", "activation relu first", "average"]
+addresses = {library.kernel(name, Target(isa(), size)) for name in names for size in (4, 8)}
+print(len(addresses | {library.entry("serve"), library.entry("lead")}))
+"""
+    assert in_a_new_process(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "8\n"
+    indices = [path.name for path in tmp_path.rglob("*.nbi")]
+    assert len(indices) == len({*tmp_path.rglob("*.nbc")}) == 8
+    assert sum(".average." in name for name in indices) == 2
+
+
+NOWHERE = """
+import warnings, numpy as np, fastmb as mb
+from numba.core.caching import CacheImpl
+CacheImpl._locator_classes = []  # as where nothing can be written
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    {}
+print(*[str(warning.message).count("NUMBA_CACHE_DIR") for warning in said])
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "mb.Trainer(mb.mlp([2, 2]), executor='numba', n_threads=1).step(np.ones((4, 2)), np.ones(4, int))",
+        "with mb.use_backend('numba'): mb.ops.matmul(np.ones((2, 2)), np.ones((2, 2)))",
+    ],
+    ids=["executor", "functions"],
+)
+def test_where_nothing_can_be_cached_it_compiles_all_the_same(code):
+    assert in_a_new_process(NOWHERE.format(code))[0] == "1\n"
 
 
 # ---- threads -------------------------------------------------------------------------------------------------------
@@ -230,6 +288,54 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), train() == before)
 """
     assert in_a_new_process(code)[0].split() == ["0", "True"]
+
+
+def test_a_child_forked_while_another_thread_compiles_can_compile(tmp_path):
+    code = """
+import os, signal, threading, time
+from fastmb.executors.numba import library
+from fastmb.executors.numba.target import Target, isa
+started, real = threading.Event(), library.KERNELS["average"]
+def slow(*arguments):
+    started.set()
+    time.sleep(0.3)
+    real(*arguments)
+library.KERNELS["average"] = slow
+target = Target(isa(), 4)
+other = threading.Thread(target=library.kernel, args=("average", target))
+other.start()
+started.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    library.kernel("add", target)
+    os._exit(0)
+other.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert in_a_new_process(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "0\n"
+
+
+def test_what_is_compiled_does_not_wait_for_another_thread_that_compiles(tmp_path):
+    code = """
+import threading
+from fastmb.executors.numba import library
+from fastmb.executors.numba.target import Target, isa
+target, started, had, real = Target(isa(), 4), threading.Event(), threading.Event(), library.KERNELS["average"]
+library.kernel("add", target)
+def slow(*arguments):
+    started.set()
+    print(had.wait(20))
+    real(*arguments)
+library.KERNELS["average"] = slow
+other = threading.Thread(target=library.kernel, args=("average", target))
+other.start()
+started.wait()
+library.kernel("add", target)
+had.set()
+other.join()
+"""
+    assert in_a_new_process(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "True\n"
 
 
 def test_threads_that_sleep_are_woken(monkeypatch):

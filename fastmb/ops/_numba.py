@@ -14,6 +14,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
+from .._cached import cached
 from . import _check, _numpy
 
 KINDS = (
@@ -51,7 +52,7 @@ def fma(typing_context, a, b, c):  # type: ignore[no-untyped-def]  # noqa: ARG00
 # ---- products ----------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, nogil=True)
+@cached(numba.njit, nogil=True)
 def _products(a, b, c, bias, has_bias, alpha, beta):  # type: ignore[no-untyped-def]
     """C = alpha a b + beta c + bias for a stack of matrices; B is packed a panel of columns at a time."""
     count, m, k = a.shape
@@ -119,13 +120,13 @@ def _read_only(x: np.ndarray) -> np.ndarray:
 # ---- elementwise -------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@cached(numba.njit)
 def _sigmoid(z):  # type: ignore[no-untyped-def]
     e = math.exp(-abs(z))
     return (1.0 if z >= 0 else e) / (1.0 + e)
 
 
-@numba.njit(cache=True)
+@cached(numba.njit)
 def _gated(z, tail, density):  # type: ignore[no-untyped-def]
     """Z F(z) and its derivative, from x = |z|, F(-x) and F'(x); x density and x tail are 0 where x is infinite."""
     x = abs(z)
@@ -134,7 +135,7 @@ def _gated(z, tail, density):  # type: ignore[no-untyped-def]
     return (value, below) if z < 0 else (value, 1.0 - below)
 
 
-@numba.njit(cache=True)
+@cached(numba.njit)
 def _both(kind, value, z):  # type: ignore[no-untyped-def]
     """f(z) and f'(z)."""
     if z != z:
@@ -178,7 +179,7 @@ def _both(kind, value, z):  # type: ignore[no-untyped-def]
     return z, 1.0
 
 
-@numba.njit(cache=True)
+@cached(numba.njit)
 def _slope_from_output(kind, value, a):  # type: ignore[no-untyped-def]
     if kind == 10:
         return (1 - a) * (1 + a)
@@ -197,14 +198,14 @@ def _slope_from_output(kind, value, a):  # type: ignore[no-untyped-def]
     return 1.0507009873554804934 if a > 0 else a + 1.7580993408473768599
 
 
-@numba.vectorize(["float32(float32, int64, float64)", "float64(float64, int64, float64)"], cache=True)
+@cached(numba.vectorize, ["float32(float32, int64, float64)", "float64(float64, int64, float64)"])
 def _forward(z, kind, value):  # type: ignore[no-untyped-def]
     return _both(kind, value, np.float64(z))[0]
 
 
-@numba.vectorize(
+@cached(
+    numba.vectorize,
     ["float32(float32, float32, int64, float64, boolean)", "float64(float64, float64, int64, float64, boolean)"],
-    cache=True,
 )
 def _backward(da, x, kind, value, from_output):  # type: ignore[no-untyped-def]
     x = np.float64(x)
@@ -228,7 +229,7 @@ def activation_backward(da: Any, activation: Any, z: Any, a: Any, out: Any) -> n
 # ---- loss --------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, nogil=True)
+@cached(numba.njit, nogil=True)
 def _softmax(z, target, indices, s, weights, smoothing, total, out):  # type: ignore[no-untyped-def]
     """The weighted mean loss; its gradient into out. With `indices`, column 0 of target is the class index."""
     n, C = z.shape
@@ -273,7 +274,7 @@ def softmax_cross_entropy(
 # ---- reductions and updates --------------------------------------------------------------------------------------
 
 
-@numba.vectorize(["float32(float32, float32, float32)", "float64(float64, float64, float64)"], cache=True)
+@cached(numba.vectorize, ["float32(float32, float32, float32)", "float64(float64, float64, float64)"])
 def _add(total, w, g):  # type: ignore[no-untyped-def]
     return fma(w, g, total)
 
@@ -290,7 +291,7 @@ def reduce_gradients(stack: Any, weights: Any, mean: bool, out: Any, name: str =
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@cached(numba.njit, nogil=True)
 def _update(kind, momentum, centered, c, w, g, s):  # type: ignore[no-untyped-def]
     """The formulas of fastmb.optim on flat arrays; s is (n_states, n)."""
     for i in range(w.size):
@@ -342,7 +343,7 @@ def optimizer_update(optimizer: Any, w: Any, g: Any, state: Any, t: int, out: An
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@cached(numba.njit, nogil=True)
 def _squares(x):  # type: ignore[no-untyped-def]
     total = 0.0
     for value in x.flat:

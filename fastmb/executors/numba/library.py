@@ -5,26 +5,30 @@ signature, ARGUMENTS int64 in and nothing out; an emitter, or an entry, takes as
 
 The cache. Numba looks whether the file that defines a function has changed, not the files of what it calls. So every
 compiled function closes over a string, which is part of Numba's key: it names the kernel and ends in a digest of all
-source files of this package. Whatever is edited, old code isn't found any more.
+source files of this package. Whatever is edited, old code isn't found any more. The string is the function's name,
+too: Numba numbers the code of functions of one name in one file, which it doesn't lock, so that two processes could
+give two kernels the same number.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
+import re
 import sys
-import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
+from ... import _cached
 from . import activations, columns, dropout, gemm, gradients, layout, losses, norms, updates
 from .applied import apply_stored
 from .emit import Emitter, Value
@@ -100,13 +104,15 @@ TAKES = {
 }
 
 
-@lru_cache(maxsize=1)
-def digest() -> str:
-    """Of all source files that compiled code is made from."""
-    found = hashlib.sha256()
+def _digest() -> str:
+    """Of all source files that compiled code is made from, and of the processor that it is made for."""
+    found = hashlib.sha256(f"{numba.__version__} {binding.get_host_cpu_name()}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
+
+
+DIGEST = _digest()  # now: the files may change while this process runs what it has imported
 
 
 @intrinsic
@@ -127,8 +133,7 @@ def _emit(typing_context: Any, key: Any, arguments: Any) -> Any:
     return types.void(key, arguments), codegen
 
 
-def _kernel(key: str) -> Any:
-    @numba.cfunc(SIGNATURE, cache=True)
+def _kernel(key: str) -> Callable[..., None]:
     def kernel(a, b, c, d, e, f, g, h, i, j):
         _emit(key, (a, b, c, d, e, f, g, h, i, j))
 
@@ -145,8 +150,7 @@ def _stamp(typing_context: Any, key: Any) -> Any:
 # What an entry calls must be a global: Numba's key for what a function closes over would differ in every process.
 
 
-def _train(key: str) -> Any:
-    @numba.cfunc(SIGNATURE, cache=True)
+def _train(key: str) -> Callable[..., None]:
     def entry(engine, run, tid, threads, e, f, g, h, i, j):
         _stamp(key)
         train(engine, run, tid, threads)
@@ -154,8 +158,7 @@ def _train(key: str) -> Any:
     return entry
 
 
-def _apply(key: str) -> Any:
-    @numba.cfunc(SIGNATURE, cache=True)
+def _apply(key: str) -> Callable[..., None]:
     def entry(engine, run, tid, threads, e, f, g, h, i, j):
         _stamp(key)
         apply_stored(engine, run, tid, threads)
@@ -163,8 +166,7 @@ def _apply(key: str) -> Any:
     return entry
 
 
-def _infer(key: str) -> Any:
-    @numba.cfunc(SIGNATURE, cache=True)
+def _infer(key: str) -> Callable[..., None]:
     def entry(engine, run, tid, threads, e, f, g, h, i, j):
         _stamp(key)
         infer(engine, run, tid, threads)
@@ -172,8 +174,7 @@ def _infer(key: str) -> Any:
     return entry
 
 
-def _serve(key: str) -> Any:
-    @numba.cfunc(SIGNATURE, cache=True)
+def _serve(key: str) -> Callable[..., None]:
     def entry(seat, b, c, d, e, f, g, h, i, j):
         _stamp(key)
         serve(seat)
@@ -181,17 +182,7 @@ def _serve(key: str) -> Any:
     return entry
 
 
-def _post(key: str) -> Any:
-    @numba.cfunc(SIGNATURE, cache=True)
-    def entry(seats, threads, function, engine, run, f, g, h, i, j):
-        _stamp(key)
-        post(seats, threads, function, engine, run)
-
-    return entry
-
-
-def _lead(key: str) -> Any:
-    @numba.cfunc(SIGNATURE, cache=True)
+def _lead(key: str) -> Callable[..., None]:
     def entry(seats, threads, function, engine, run, f, g, h, i, j):
         _stamp(key)
         lead(seats, threads, function, engine, run)
@@ -199,7 +190,15 @@ def _lead(key: str) -> Any:
     return entry
 
 
-_ENTRIES = {"train": _train, "apply": _apply, "infer": _infer, "serve": _serve, "post": _post, "lead": _lead}
+def _post(key: str) -> Callable[..., None]:
+    def entry(seats, threads, function, engine, run, f, g, h, i, j):
+        _stamp(key)
+        post(seats, threads, function, engine, run)
+
+    return entry
+
+
+_ENTRIES = {"train": _train, "apply": _apply, "infer": _infer, "serve": _serve, "lead": _lead, "post": _post}
 
 
 class Notice:
@@ -212,7 +211,8 @@ class Notice:
     def compiling(self) -> None:
         if not self.said:
             self.said, self.started = True, time.perf_counter()
-            print("fastmb: compiling kernels with Numba; later processes take them from its cache", file=sys.stderr)
+            later = "; later processes take them from its cache" if _cached.keeps else ""
+            print(f"fastmb: compiling kernels with Numba{later}", file=sys.stderr)
 
     def done(self) -> None:
         if self.started is not None:
@@ -221,25 +221,30 @@ class Notice:
 
 
 NOTICE = Notice()
-_lock = threading.RLock()
 _compiled: dict[str, Any] = {}  # keeps the machine code
+if hasattr(os, "register_at_fork"):  # a child has no thread that would end what is being compiled
+    release = global_compiler_lock.release
+    os.register_at_fork(before=global_compiler_lock.acquire, after_in_parent=release, after_in_child=release)
 
 
-def _address(key: str, make: Callable[[str], Any]) -> int:
-    with _lock:
-        if key not in _compiled:
-            _compiled[key] = make(key)
-        return int(_compiled[key].address)
+def _address(key: str, make: Callable[[str], Callable[..., None]]) -> int:
+    if key not in _compiled:
+        with global_compiler_lock:
+            if key not in _compiled:
+                function = make(key)
+                function.__qualname__ = re.sub(r"\W+", ".", key)
+                _compiled[key] = _cached.cached(numba.cfunc, SIGNATURE)(function)
+    return int(_compiled[key].address)
 
 
 def kernel(words: str, target: Target) -> int:
     """The address of a kernel, such as "activation gelu none"."""
-    return _address(f"{words}|{target.isa}|{target.itemsize}|{digest()}", _kernel)
+    return _address(f"{words}|{target.isa}|{target.itemsize}|{DIGEST}", _kernel)
 
 
 def entry(name: str) -> int:
     """The address of an entry: "train", "infer", or what threads are run with."""
-    return _address(f"{name}|||{digest()}", _ENTRIES[name])
+    return _address(f"{name}|||{DIGEST}", _ENTRIES[name])
 
 
 def function(address: int) -> Callable[..., None]:
