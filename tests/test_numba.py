@@ -338,6 +338,55 @@ other.join()
     assert in_a_new_process(code, NUMBA_CACHE_DIR=str(tmp_path))[0] == "True\n"
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_ctrl_c_at_any_moment_of_a_region_leaves_threads_that_work(anew):
+    """Instruction by instruction of what surrounds the region, with threads that are there, or made for it."""
+    code = f"""
+import faulthandler, sys, threading, numpy as np, fastmb as mb
+from fastmb import threads
+from fastmb.executors.numba import team
+threads.limit = lambda: 3
+faulthandler.dump_traceback_later(120, exit=True)
+X, y = np.ones((48, 8), np.float32), np.zeros(48, int)
+net = mb.mlp([8, 4, 2])
+trainer = mb.Trainer(net, batch_size=48, n_threads=3, executor="numba")
+expected = trainer.evaluate(X, y)
+left = 0
+
+def trace(frame, event, _):
+    global left
+    if frame.f_code.co_filename != team.__file__ or "run" not in frame.f_code.co_name:
+        return trace
+    frame.f_trace_opcodes, frame.f_trace_lines = True, False
+    if event == "opcode":
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+    return trace
+
+moments, whole = 0, False
+while not whole:
+    moments += 1
+    if {anew}:
+        team._dismiss_all()
+    left, whole = moments, True
+    try:
+        sys.settrace(trace)
+        trainer.evaluate(X, y)
+    except KeyboardInterrupt:
+        whole = False
+    finally:
+        sys.settrace(None)
+    assert trainer.evaluate(X, y) == expected
+team._dismiss_all()
+for thread in threading.enumerate():
+    if thread.name.startswith("fastmb"):
+        thread.join(20)
+print(moments > 50, threading.active_count())
+"""
+    assert in_a_new_process(code)[0] == "True 1\n"
+
+
 def test_threads_that_sleep_are_woken(monkeypatch):
     monkeypatch.setattr(threads, "limit", lambda: 3)
     trainer = mb.Trainer(network("float32"), batch_size=64, n_threads=3, executor="numba")

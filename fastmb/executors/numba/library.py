@@ -35,7 +35,7 @@ from .emit import Emitter, Value
 from .inference import infer
 from .records import ARGUMENTS
 from .sweeps import train
-from .sync import lead, post, serve
+from .sync import dismiss, lead, serve
 from .target import Target
 
 SIGNATURE = types.void(*[types.int64] * ARGUMENTS)
@@ -190,15 +190,15 @@ def _lead(key: str) -> Callable[..., None]:
     return entry
 
 
-def _post(key: str) -> Callable[..., None]:
-    def entry(seats, threads, function, engine, run, f, g, h, i, j):
+def _dismiss(key: str) -> Callable[..., None]:
+    def entry(seats, threads, c, d, e, f, g, h, i, j):
         _stamp(key)
-        post(seats, threads, function, engine, run)
+        dismiss(seats, threads)
 
     return entry
 
 
-_ENTRIES = {"train": _train, "apply": _apply, "infer": _infer, "serve": _serve, "lead": _lead, "post": _post}
+_ENTRIES = {"train": _train, "apply": _apply, "infer": _infer, "serve": _serve, "lead": _lead, "dismiss": _dismiss}
 
 
 class Notice:

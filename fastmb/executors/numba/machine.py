@@ -232,6 +232,23 @@ def give_way(typing_context: Any) -> Any:
     return types.void(), codegen
 
 
+def _semaphore(name: str, *rest: int) -> Any:
+    @intrinsic
+    def semaphore(typing_context: Any, where: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            numbers = [ir.Constant(_I32, n) for n in rest]
+            _external(builder, name, _I32, builder.inttoptr(values[0], _BYTES), *numbers)
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
+
+    return semaphore
+
+
+#: A semaphore at an address, up to 64 bytes: made, with 0 in it; waited for, unless a signal comes; one added.
+make_semaphore, sleep, wake = _semaphore("sem_init", 0, 0), _semaphore("sem_wait"), _semaphore("sem_post")
+
+
 @intrinsic
 def nap(typing_context: Any) -> Any:
     """Sleeps 50 microseconds."""

@@ -135,8 +135,8 @@ MINI = _record(
     size=2 * LINE,
 )
 
-#: A thread's place in a team: what it is to do.
-SEAT = _record("state", "was", "function", "engine", "run", "tid", "threads", size=2 * LINE)
+#: A thread's place in a team: what it is to do. On its second line it sleeps, see `sync`.
+SEAT = _record("state", "function", "engine", "run", "tid", "threads", size=2 * LINE)
 
 #: See `sync`: arrived and generation on a line each; where each thread was when it last arrived; two sets of
 #: processors a thread.

@@ -17,22 +17,25 @@ from .machine import (
     item,
     jit,
     load_i8,
+    make_semaphore,
     nap,
     now,
     pause,
     processor,
     set_affinity,
+    sleep,
     store_i8,
+    wake,
 )
 from .records import LINE, MAX_THREADS, SEAT, offset
 
 SPINS = 4000  # some 20 us
 FEW_SPINS = 64  # where another of the threads is on this processor
 PATIENCE = 0.001  # seconds of giving way to others; then sleep
-IDLE = 0.002  # seconds after which a thread without work goes back to Python, to sleep there
+IDLE = 0.002  # seconds after which a thread without work sleeps
 
-FREE, WORK, PARKED, LEAVE = 0, 1, 2, 3  # states of a seat
-_STATE = offset(SEAT, "state")
+EMPTY, FREE, WORK, PARKED, LEAVE = range(5)  # states of a seat
+_STATE, _BED = offset(SEAT, "state"), LINE  # the semaphore that its thread sleeps in
 _GENERATION, _CPUS, _SETS = LINE, 2 * LINE, 2 * LINE + 8 * MAX_THREADS
 
 
@@ -107,8 +110,13 @@ def wait_past(barrier, tid, threads, place, past):
 
 @jit
 def serve(where):
-    """A thread's life between two sleeps: does what is put on its seat, until nothing has been for a while."""
+    """A thread's life: does what is put on its seat, and sleeps when nothing has been for a while. Whoever comes to a
+    seat first keeps it.
+    """
     seat = at(SEAT, where)
+    if atomic_exchange(where + _STATE, EMPTY, FREE) != EMPTY:
+        return
+    make_semaphore(where + _BED)
     spins, since = 0, now()
     while True:
         state = atomic_load(where + _STATE)
@@ -118,27 +126,33 @@ def serve(where):
             spins, since = 0, now()
         elif state == LEAVE:
             return
+        elif state == PARKED:
+            sleep(where + _BED)
         elif spins < SPINS:
             spins += 1
             pause()
         elif now() - since < IDLE:
             give_way()
-        elif atomic_exchange(where + _STATE, FREE, PARKED) == FREE:
-            return
+        else:
+            atomic_exchange(where + _STATE, FREE, PARKED)
 
 
 @jit
-def post(seats, threads, function, engine, run):
-    """Puts work on the seats of threads 1 .. threads - 1; `was` tells which of them sleep."""
-    for tid in range(1, threads):
-        seat = item(SEAT, seats, tid)
-        seat.function, seat.engine, seat.run, seat.tid, seat.threads = function, engine, run, tid, threads
-        seat.was = atomic_swap(address(seat) + _STATE, WORK)
+def _tell(where, state):
+    """Sets the state of a seat, whose thread is woken if it sleeps."""
+    if atomic_swap(where + _STATE, state) == PARKED:
+        wake(where + _BED)
 
 
 @jit
 def lead(seats, threads, function, engine, run):
-    """Does the share of thread 0, and waits for the others."""
+    """A region: puts work on the seats of threads 1 .. threads - 1, does the share of thread 0, waits for them."""
+    for tid in range(1, threads):
+        seat = item(SEAT, seats, tid)
+        seat.function, seat.engine, seat.run, seat.tid, seat.threads = function, engine, run, tid, threads
+        while atomic_load(address(seat) + _STATE) == EMPTY:  # its thread has just been started
+            give_way()
+        _tell(address(seat), WORK)
     call(function, (engine, run, 0, threads))
     for tid in range(1, threads):
         state = address(item(SEAT, seats, tid)) + _STATE
@@ -149,3 +163,10 @@ def lead(seats, threads, function, engine, run):
             else:
                 give_way()
             waited += 1
+
+
+@jit
+def dismiss(seats, threads):
+    """Ends threads 1 .. threads - 1."""
+    for tid in range(1, threads):
+        _tell(address(item(SEAT, seats, tid)), LEAVE)

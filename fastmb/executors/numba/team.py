@@ -2,7 +2,8 @@
 
 A team belongs to one call at a time; a call takes one that is free, or makes one. Thread 0 is the caller. The others
 look for work on their seats for some milliseconds after the last, so that the next region finds them awake, and then
-sleep in a lock. Python wakes those that sleep.
+sleep. A region is one call of compiled code: Ctrl-C comes before it or after it. A team that nobody has any more ends
+its threads.
 """
 
 from __future__ import annotations
@@ -10,63 +11,44 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
+from collections.abc import Callable
 
 import numpy as np
 
 from . import library
-from .records import LINE, SEAT, offset
-from .sync import LEAVE, PARKED
-
-_STATE = offset(SEAT, "state")
-_SIZE = 256  # seats of a team
+from .records import LINE, MAX_THREADS, SEAT
 
 
 class Team:
     """Threads 1, 2, ... of one region at a time."""
 
     def __init__(self) -> None:
-        self._memory = np.zeros(_SIZE * SEAT.itemsize + LINE, np.uint8)
-        start = -self._memory.ctypes.data % LINE
-        self._seats = self._memory[start : start + _SIZE * SEAT.itemsize].view(SEAT)
-        self._address = self._seats.ctypes.data
-        self._serve, self._post, self._lead = (library.function(library.entry(n)) for n in ("serve", "post", "lead"))
-        self._locks: list[threading.Lock] = [threading.Lock()]  # a seat's thread sleeps in its lock
-        self._threads: list[threading.Thread] = []
+        self._memory = np.zeros(MAX_THREADS * SEAT.itemsize + LINE, np.uint8)
+        self._seats = self._memory.ctypes.data + -self._memory.ctypes.data % LINE
+        self._lead, dismiss = (library.function(library.entry(name)) for name in ("lead", "dismiss"))
+        self._serve = library.function(library.entry("serve"))
+        self.threads: list[threading.Thread] = []
+        weakref.finalize(self, dismiss, self._seats, MAX_THREADS, *[0] * 8).atexit = False
 
     def run(self, entry: int, engine: int, run: int, threads: int) -> None:
         """The entry at an address, on so many threads."""
-        while len(self._locks) < threads:
-            self._hire()
-        self._post(self._address, threads, entry, engine, run, 0, 0, 0, 0, 0)
-        for tid in np.flatnonzero(self._seats["was"][1:threads] == PARKED).tolist():
-            self._locks[tid + 1].release()
-        self._lead(self._address, threads, entry, engine, run, 0, 0, 0, 0, 0)
+        while len(self.threads) < threads - 1:
+            self._hire(len(self.threads) + 1)
+        self._lead(self._seats, threads, entry, engine, run, 0, 0, 0, 0, 0)
 
-    def _hire(self) -> None:
-        tid, lock = len(self._locks), threading.Lock()
-        lock.acquire()
-        self._locks.append(lock)
-        thread = threading.Thread(target=self._live, args=(tid, lock), name=f"fastmb-{tid}", daemon=True)
-        self._threads.append(thread)
+    def _hire(self, tid: int) -> None:
+        """Where this is broken off, the seat may have its thread: that of the next time finds it taken, and leaves."""
+        seat = self._seats + tid * SEAT.itemsize
+        life = self._serve, seat, self._memory
+        thread = threading.Thread(target=_live, args=life, name=f"fastmb-{tid}", daemon=True)
         thread.start()
+        self.threads.append(thread)
 
-    def _live(self, tid: int, lock: threading.Lock) -> None:
-        seat = self._address + tid * SEAT.itemsize
-        while True:
-            self._serve(seat, *[0] * 9)
-            if self._seats["state"][tid] == LEAVE:
-                return
-            lock.acquire()
 
-    def dismiss(self) -> None:
-        """Ends the threads."""
-        for tid in range(1, len(self._locks)):
-            self._seats["state"][tid] = LEAVE
-        for lock in self._locks[1:]:
-            if lock.locked():
-                lock.release()
-        for thread in self._threads:
-            thread.join()
+def _live(serve: Callable[..., None], seat: int, memory: np.ndarray) -> None:
+    """A thread; as long as it lives, so does the memory of its seat."""
+    serve(seat, *[0] * 9)
 
 
 _free: list[Team] = []  # append and pop are atomic
@@ -81,13 +63,17 @@ def run(entry: int, engine: int, run_: int, threads: int) -> None:
         team = _free.pop()
     except IndexError:
         team = Team()
-    team.run(entry, engine, run_, threads)
-    _free.append(team)
+    try:
+        team.run(entry, engine, run_, threads)
+    finally:
+        _free.append(team)
 
 
 def _dismiss_all() -> None:
-    while _free:
-        _free.pop().dismiss()
+    threads = [thread for team in _free for thread in team.threads]
+    _free.clear()
+    for thread in threads:
+        thread.join()
 
 
 atexit.register(_dismiss_all)
