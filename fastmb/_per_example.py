@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ._extension import compiled
+from ._progress import Whole
 from .data import Batches, check_output_gradients, check_rows, check_X, flat
 from .losses import FromOutside
 from .plan import views
@@ -76,6 +78,10 @@ class PerExample:
                 raise FloatingPointError(f"the loss is {sums[0, 0]}: there is no gradient")
             return _mean(sums), views(gradient, self.net.plan)
 
+    def _until_whole(self) -> AbstractContextManager[Any]:
+        """Around an update: where it is one of Python, Ctrl-C is raised when it is whole."""
+        return nullcontext() if self.optimizer.fused else Whole()
+
     def accumulate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Add the gradients of some rows to those that wait for `apply`, and return the rows' mean loss.
 
@@ -129,7 +135,7 @@ class PerExample:
         ValueError
             If nothing waits.
         """
-        with self._lock:
+        with self._lock, self._until_whole():
             self._check_own_weights()
             if self._pending is None:
                 raise ValueError("no gradients wait: call accumulate() or backward() first")

@@ -357,7 +357,7 @@ class Trainer(PerExample, Averaged):
         FloatingPointError
             If the loss is NaN or infinite; nothing is changed then.
         """
-        with self._lock:
+        with self._lock, self._until_whole():
             batches = self._mini_batch(X, y, sample_weight)
             n = len(batches.X)
             self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)

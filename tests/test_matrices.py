@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
 from typing import Any
 
 import numpy as np
@@ -279,3 +280,31 @@ def test_memory_is_foretold_with_the_gradient():
 def test_misuse_is_named(make_it, error, message):
     with pytest.raises(error, match=message):
         make_it()
+
+
+@each_optimizer
+@pytest.mark.parametrize("call", ["step", "apply"])
+def test_ctrl_c_within_an_update_waits_until_it_is_whole(optimizer, call, monkeypatch):
+    interrupted, undisturbed = make(optimizer), make(optimizer)
+    for trainer in (undisturbed, interrupted):
+        if call == "apply":
+            trainer.accumulate(X, Y)
+
+    def update(trainer):
+        trainer.step(X, Y) if call == "step" else trainer.apply()
+
+    update(undisturbed)
+    kind, real, seen = type(optimizer), type(optimizer).update, []
+
+    def interrupt(self, name, *arguments):
+        seen.append(name)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGINT)
+        real(self, name, *arguments)
+
+    monkeypatch.setattr(kind, "update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        update(interrupted)
+    assert interrupted.t == undisturbed.t == 1
+    assert np.array_equal(interrupted.net.flat, undisturbed.net.flat)
+    assert np.array_equal(interrupted.state, undisturbed.state)
