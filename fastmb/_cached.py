@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 keeps = True  # until something could not be kept
 
@@ -16,7 +17,7 @@ def cached(how: Callable[..., Any], *arguments: Any, **options: Any) -> Callable
         global keeps
         if keeps:
             try:
-                return how(*arguments, cache=True, **options)(function)
+                return _numbered_by_chance(how(*arguments, cache=True, **options)(function))
             except (OSError, RuntimeError) as error:
                 keeps = False
                 text = f"every process compiles anew: {error}; set NUMBA_CACHE_DIR to a directory that can be written"
@@ -24,3 +25,12 @@ def cached(how: Callable[..., Any], *arguments: Any, **options: Any) -> Callable
         return how(*arguments, **options)(function)
 
     return compiled
+
+
+def _numbered_by_chance(made: Any) -> Any:
+    """Numba counts the signatures of a function in an index without a lock: two processes could give two one number."""
+    files = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if files is not None:
+        name = files._data_name
+        files._data_name = lambda _number: name(uuid4().int)
+    return made

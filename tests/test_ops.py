@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -841,3 +842,21 @@ def test_a_tiny_product_costs_little():
     a, b, out = np.ones((8, 8), f32), np.ones((8, 8), f32), np.empty((8, 8), f32)
     ops.matmul(a, b, out=out)
     assert min(timeit.repeat(lambda: ops.matmul(a, b, out=out), number=1000, repeat=20)) / 1000 < 5e-6
+
+
+@pytest.mark.skipif("numba" not in HERE, reason="needs numba")
+def test_processes_that_compile_at_the_same_time_leave_each_its_own_code_in_the_cache(tmp_path):
+    """The second has looked into the index before the first writes it, and writes its code after it."""
+    code = """
+import sys, numpy as np, fastmb as mb
+from numba.core.caching import IndexDataCacheFile
+transpose, second = "transpose" in sys.argv, "second" in sys.argv
+if second:
+    IndexDataCacheFile._load_index, IndexDataCacheFile._save_index = lambda self: {}, lambda self, index: None
+a = np.arange(9.0).reshape(3, 3)
+with mb.use_backend("numba"):
+    assert (mb.ops.matmul(a, a, transpose_a=transpose) == (a.T if transpose else a) @ a).all()
+"""
+    for options in (["transpose"], ["second"], ["transpose"]):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code, *options], env=environment, check=True)
