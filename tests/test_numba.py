@@ -259,7 +259,7 @@ print(*[str(warning.message).count("NUMBA_CACHE_DIR") for warning in said])
 @pytest.mark.parametrize(
     "code",
     [
-        "mb.Trainer(mb.mlp([2, 2]), executor='numba', n_threads=1).step(np.ones((4, 2)), np.ones(4, int))",
+        "from fastmb.executors.numba import library, target; library.kernel('add', target.Target(target.isa(), 8))",
         "with mb.use_backend('numba'): mb.ops.matmul(np.ones((2, 2)), np.ones((2, 2)))",
     ],
     ids=["executor", "functions"],
