@@ -395,6 +395,22 @@ def test_outputs_and_losses_in_inference_are_those_of_the_reference(compiled, an
 
 
 @pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("loss", [mb.CrossEntropy(), mb.CrossEntropy(class_weight=[1.0, 2.0, 3.0])])
+def test_a_class_whose_output_is_minus_infinity_adds_nothing(loss, compiled):
+    net = mb.Sequential(mb.Linear(2, 3), dtype="float64", seed=0)
+    net.parameters()["0.bias"][1] = -np.inf
+    rng = np.random.default_rng(0)
+    X, labels = rng.standard_normal((37, 2)), rng.choice([0, 2], 37)
+    for y in (labels, np.eye(3)[labels]):
+        found = []
+        for executor, _, _ in executors(net, loss, mb.SGD(), 16, compiled, 1):
+            losses = np.full(37, np.nan)
+            executor.evaluate(Batches(X, y, None, None, 16, 1.0), np.zeros((37, 3)), losses, np.zeros(37))
+            found.append(losses)
+        np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_any_width_and_layout_come_through_as_they_are(dtype, compiled):
     name, isa = compiled.split()

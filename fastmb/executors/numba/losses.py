@@ -77,7 +77,10 @@ def cross_entropy(b: Block, weighted: bool) -> None:
 
 
 def cross_entropy_rows(b: Block, weighted: bool, indices: bool = False) -> None:
-    """Against any q_c = w_c ((1 - smoothing) t_c + smoothing / n): (sum q) log(sum) - sum q_c (z_c - largest)."""
+    """Against any q_c = w_c ((1 - smoothing) t_c + smoothing / n): (sum q) log(sum) - sum q_c (z_c - largest).
+
+    Where q_c is 0 nothing is added, z_c = -inf included.
+    """
     e = b.e
     smoothing = b.field("smoothing")
     keep = e.to_number(1.0 - smoothing)
@@ -96,7 +99,7 @@ def cross_entropy_rows(b: Block, weighted: bool, indices: bool = False) -> None:
     with e.loop(0, b.n) as c:
         weight, x = q(c), b.row(b.z, c) - largest
         q_sum.set(q_sum.get() + weight)
-        q_z.set(e.fma(weight, x, q_z.get()))
+        q_z.set(e.fma(weight, e.select(weight.equals(0.0), 0.0, x), q_z.get()))
         term = exp(e, x)
         total.set(total.get() + term)
         if b.train:
