@@ -198,10 +198,12 @@ class Averaged:
 
     def _epoch_done(self) -> None:
         """Count an epoch; an average over epochs takes its weights in."""
-        self.epoch, self._current = self.epoch + 1, None
+        epoch = self.epoch + 1
         if self.average is not None and not self.average.each_update:
-            count = self.average.count(self.t, self.epoch)
+            count = self.average.count(self.t, epoch)
+            divide = self.net.dtype.type(max(count, 1))
             if count == 1:
                 self.state[-1] = self.net.flat
             elif count:
-                self.state[-1] += (self.net.flat - self.state[-1]) / self.net.dtype.type(count)
+                self.state[-1] += (self.net.flat - self.state[-1]) / divide
+        self.epoch, self._current = epoch, None  # nothing is called after the average has changed

@@ -56,11 +56,9 @@ class Epoch:
         return {} if self.stats is None else _gradient_stats.figures(self._moments())
 
     def next_slice(self, n: int, gradient_stats: bool) -> None:
-        if self.done:
-            self.loss, self.weight = self._totals()
-            self.moments = self._moments()
-        self.sums = np.zeros((n, 2))
-        self.stats = np.zeros((n, _gradient_stats.COLUMNS)) if gradient_stats else None
+        totals, moments = (self._totals(), self._moments()) if self.done else ((self.loss, self.weight), self.moments)
+        sums, stats = np.zeros((n, 2)), np.zeros((n, _gradient_stats.COLUMNS)) if gradient_stats else None
+        (self.loss, self.weight), self.moments, self.sums, self.stats = totals, moments, sums, stats  # all or nothing
 
     def _moments(self) -> np.ndarray:
         return self.moments if self.stats is None else _gradient_stats.moments(self.stats, self.moments)
@@ -125,20 +123,22 @@ class Fitting:
         """Train to the end of the epoch, or to where it is broken off; whether it is complete."""
         trainer = self.trainer
         begin = time.perf_counter()
-        epoch = trainer._current = trainer._current or Epoch(len(self.batches.X))
-        self.batches.order = None  # one order at a time
-        if trainer.sampling == "poisson":
-            share = self.batches.batch_size / epoch.rows
-            uniform = trainer._uniform()
-            self.batches.order, self.batches.offsets = poisson_batches(epoch.rows, self.steps, share, uniform)
-        elif trainer.shuffle:
-            self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch)
-        self._keep(epoch)
-        while epoch.done < self.steps and not self._slice(epoch, progress):
-            pass
-        if not all(map(all_finite, trainer.net._learned)):
-            self._diverged("a weight became NaN or infinite", epoch.done, epoch.lr)
-        epoch.seconds += time.perf_counter() - begin
+        epoch = trainer._current or Epoch(len(self.batches.X))  # the trainer's when a mini-batch of it is done
+        try:
+            self.batches.order = None  # one order at a time
+            if trainer.sampling == "poisson":
+                share = self.batches.batch_size / epoch.rows
+                uniform = trainer._uniform()
+                self.batches.order, self.batches.offsets = poisson_batches(epoch.rows, self.steps, share, uniform)
+            elif trainer.shuffle:
+                self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch)
+            self._keep(epoch)
+            while epoch.done < self.steps and not self._slice(epoch, progress):
+                pass
+            if not all(map(all_finite, trainer.net._learned)):
+                self._diverged("a weight became NaN or infinite", epoch.done, epoch.lr)
+        finally:
+            epoch.seconds += time.perf_counter() - begin
         return epoch.done == self.steps
 
     def _slice(self, epoch: Epoch, progress: Progress) -> str | None:
@@ -154,15 +154,19 @@ class Fitting:
             seconds = max(0.0, min(TICK, self.deadline - time.perf_counter()))
             these = slice(made, made + 1 if self.each_batch else None)
             stats = None if epoch.stats is None else epoch.stats[first:][these]
-            done = trainer._executor.run(
-                self.batches, epoch.done, trainer.t, coefficients[these], sums[these], seconds, stats, self.norms
-            )
-            made += done
-            epoch.done += done
-            trainer.t += done
+            executor = trainer._executor
+            before = executor.made
+            try:
+                executor.run(
+                    self.batches, epoch.done, trainer.t, coefficients[these], sums[these], seconds, stats, self.norms
+                )
+            finally:  # as in `Trainer.step`
+                done = executor.made - before
+                if done:
+                    made, epoch.done, trainer.t = made + done, epoch.done + done, trainer.t + done
+                    epoch.lr, trainer._current = rates[made - 1], epoch
             if made < len(sums) and not math.isfinite(loss := float(sums[made, 0])):
                 self._diverged(f"the loss became {loss}", epoch.done + 1, float(rates[made]))
-            epoch.lr = float(rates[made - 1])
             if self.each_batch:
                 loss, weight = sums[made - 1].tolist()
                 self._tell(self.each_batch, "on_batch_end", loss / weight if weight else math.nan)
@@ -228,17 +232,17 @@ class Fitting:
         epoch = trainer._current
         assert epoch is not None
         row: dict[str, float] = {"epoch": trainer.epoch + 1, "loss": epoch.mean_loss()} | epoch.gradient_figures()
-        if epoch.done == self.steps:
-            trainer._epoch_done()
         examples = min(epoch.done * self.batches.batch_size, epoch.rows)
         self.interrupt.raises = True
         try:
+            if epoch.done == self.steps:
+                trainer._epoch_done()
             if val is not None:
                 with trainer.averaged() if getattr(trainer.average, "validate", False) else nullcontext():
                     row |= {"val_" + name: value for name, value in trainer._evaluate(*val).items()}
         finally:  # the epoch counts, if its validation is broken off too
             self.interrupt.raises = False
-            row |= {"lr": epoch.lr, "seconds": epoch.seconds, "examples_per_second": examples / epoch.seconds}
+            row |= {"lr": float(epoch.lr), "seconds": epoch.seconds, "examples_per_second": examples / epoch.seconds}
             trainer.history._record(row)
         return row
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._extension import compiled
-from ._progress import Whole
 from .data import Batches, check_output_gradients, check_rows, check_X, flat
 from .losses import FromOutside
 from .plan import views
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 UNASKED = 1 << 26  # bytes up to which nobody looks whether they are there: that takes longer than to write 2 MB
 
 
-class Pending(NamedTuple):
+@dataclass
+class Pending:
     """Gradients that wait for `apply`: their sum over the rows, what it is to be divided by, and the rows."""
 
     flat: np.ndarray
@@ -78,10 +78,6 @@ class PerExample:
                 raise FloatingPointError(f"the loss is {sums[0, 0]}: there is no gradient")
             return _mean(sums), views(gradient, self.net.plan)
 
-    def _until_whole(self) -> AbstractContextManager[Any]:
-        """Around an update: where it is one of Python, Ctrl-C is raised when it is whole."""
-        return nullcontext() if self.optimizer.fused else Whole()
-
     def accumulate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Add the gradients of some rows to those that wait for `apply`, and return the rows' mean loss.
 
@@ -115,12 +111,17 @@ class PerExample:
                 raise ValueError("gradients from backward() wait for apply(): call it before accumulate()")
             batches = self._mini_batch(X, y, sample_weight, zeros=True)
             self._check_rows(len(batches.X), len(batches.X))
-            before = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
-            sums = np.zeros((1, 2))
-            if not self._executor.accumulate(batches, self.t, before.rows, before.flat, sums):
+            pending = self._pending or Pending(np.zeros_like(self.net.flat), 0.0, 0)
+            rows, weight, sums = pending.rows + len(batches.X), pending.weight or 0.0, np.zeros((1, 2))
+            executor = self._executor
+            made = executor.made
+            try:
+                executor.accumulate(batches, self.t, pending.rows, pending.flat, sums)
+            finally:
+                if executor.made > made:
+                    pending.weight, pending.rows, self._pending = weight + sums[0, 1], rows, pending
+            if executor.made == made:
                 raise FloatingPointError(f"the loss is {sums[0, 0]}; nothing was added")
-            weight = (before.weight or 0.0) + sums[0, 1].item()
-            self._pending = Pending(before.flat, weight, before.rows + len(batches.X))
             self.net.squeeze = flat(y)
             return _mean(sums)
 
@@ -135,7 +136,7 @@ class PerExample:
         ValueError
             If nothing waits.
         """
-        with self._lock, self._until_whole():
+        with self._lock:
             self._check_own_weights()
             if self._pending is None:
                 raise ValueError("no gradients wait: call accumulate() or backward() first")
@@ -143,9 +144,13 @@ class PerExample:
             if self.rules.divide:  # mini-batches by chance: their expected size
                 weight = self.rules.divide
             _, coefficients = self._coefficients(1)
-            self._executor.apply(self._pending.flat, weight, self.t, coefficients)
-            self._pending = None
-            self.t += 1
+            executor = self._executor
+            made = executor.made
+            try:
+                executor.apply(self._pending.flat, weight, self.t, coefficients)
+            finally:
+                if executor.made > made:
+                    self._pending, self.t = None, self.t + 1
 
     def backward(self, X: Any, output_gradients: Any) -> np.ndarray:
         """Take gradients with respect to the raw outputs back to the parameters, where they wait for `apply`.
@@ -176,12 +181,17 @@ class PerExample:
                 raise ValueError("gradients from accumulate() wait for apply(): call it before backward()")
             batches = self._outside(X, output_gradients)
             self._check_rows(len(batches.X), len(batches.X))
-            before = self._pending or Pending(np.zeros_like(self.net.flat), None, 0)
+            pending = self._pending or Pending(np.zeros_like(self.net.flat), None, 0)
+            rows, sums = pending.rows + len(batches.X), np.zeros((1, 2))
             inputs = np.empty((len(batches.X), self.net.plan.n_features), self.net.dtype)
             executor = self._outside_executor()
-            if not executor.accumulate(batches, self.t, before.rows, before.flat, np.zeros((1, 2)), inputs):
+            try:
+                executor.accumulate(batches, self.t, pending.rows, pending.flat, sums, inputs)
+            finally:
+                if executor.made:
+                    pending.rows, self._pending = rows, pending
+            if not executor.made:
                 raise FloatingPointError("the outputs times output_gradients are not finite; nothing was added")
-            self._pending = Pending(before.flat, None, before.rows + len(batches.X))
             return inputs
 
     def zero_grad(self) -> None:

@@ -357,18 +357,25 @@ class Trainer(PerExample, Averaged):
         FloatingPointError
             If the loss is NaN or infinite; nothing is changed then.
         """
-        with self._lock, self._until_whole():
+        with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
             n = len(batches.X)
             self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)
             self._check_own_weights()
             t, buffers = self.t, self.net.flat_buffers.copy()
-            sums = np.zeros((1, 2))
+            sums, executor = np.zeros((1, 2)), self._executor
             _, coefficients = self._coefficients(1)
-            if not self._executor.run(batches, 0, t, coefficients, sums, _FOREVER):
-                self.net.flat_buffers[:] = buffers  # earlier parts of the mini-batch moved them
+            made = executor.made
+            try:
+                executor.run(batches, 0, t, coefficients, sums, _FOREVER)
+            finally:  # calls nothing, so that no signal's handler comes in between; likewise elsewhere
+                done = executor.made - made
+                if done:
+                    self.t = t + done
+                else:
+                    self.net.flat_buffers[:] = buffers  # earlier parts of the mini-batch moved them
+            if not done:
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
-            self.t = t + 1
             self.net.squeeze = flat(y)
             return _mean(*sums[0].tolist())
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,6 +90,19 @@ def test_a_resumed_fit_has_the_bits_of_one_never_stopped(executor, optimizer, tm
         assert resumed.history[column] == whole.history[column]
 
 
+class OneByOne:
+    """An executor that makes one update a call."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.executor, name)
+
+    def run(self, *arguments: Any) -> int:
+        return self.executor.run(*arguments[:3], arguments[3][:1], *arguments[4:])
+
+
 @pytest.mark.parametrize("slice_", [_fitting.SLICE, 3])
 @pytest.mark.parametrize("batch_size", [7, 16])
 def test_mid_epoch_too(executor, slice_, batch_size, tmp_path, monkeypatch):
@@ -100,8 +112,7 @@ def test_mid_epoch_too(executor, slice_, batch_size, tmp_path, monkeypatch):
     fit(whole, 2)
     places = set()
     while resumed.epoch < 2:
-        run = resumed._executor.run  # one mini-batch at a time
-        resumed._executor = SimpleNamespace(run=lambda *a, run=run: run(*a[:3], a[3][:1], *a[4:]))
+        resumed._executor = OneByOne(resumed._executor)
         fit(resumed, 1, max_seconds=0)
         before = everything(resumed)
         resumed = again(resumed, tmp_path)

@@ -115,6 +115,9 @@ def test_ctrl_c_is_raised_and_nothing_has_changed(executor, call, monkeypatch):
         def __init__(self, inner: Any) -> None:
             self.inner = inner
 
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
         def run(self, *arguments: Any) -> int:
             if next(calls) == call:
                 signal.raise_signal(signal.SIGINT)

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fastmb as mb
-from fastmb import _fitting, trainer
+from fastmb import _fitting, executors, trainer
 from fastmb._progress import Interrupt, Whole
 from fastmb.data import permutation
 
@@ -237,6 +238,121 @@ def test_the_users_own_signal_handler_stays(executor):
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     assert seen == [1]
+
+
+DISTURBED = [*filter(executors.available, executors.NAMES), "muon"]  # whose updates are Python
+
+
+class AlarmError(Exception):
+    pass
+
+
+def trainers_to_disturb(executor: str) -> tuple[mb.Trainer, mb.Trainer, Any, Any]:
+    """Two trainers alike, and a mini-batch that takes their executor long."""
+    options: dict[str, Any] = {"optimizer": mb.Adam(0.001), "executor": executor}
+    rows, hidden = (1 << 9 if executor == "numpy" else 1 << 13), 200
+    if executor == "muon":
+        options, hidden = {"optimizer": mb.Muon(0.01)}, 40
+    nets = [mb.mlp([6, hidden, hidden, 3], seed=1) for _ in range(2)]
+    one, other = (mb.Trainer(net, batch_size=rows, n_threads=1, **options) for net in nets)
+    Z, z = np.resize(X, (rows, 6)), np.resize(Y, rows)
+    for each in (one, other):
+        each.step(Z, z)  # what has to be compiled is, then
+    return one, other, Z, z
+
+
+@pytest.fixture
+def until_alarm():
+    """Repeats calls until a signal comes, some milliseconds later, whose handler raises."""
+
+    def handle(*_: object) -> None:
+        raise AlarmError
+
+    def repeat(*calls: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, RNG.uniform(0.02, 0.08))
+        with suppress(AlarmError):
+            while True:
+                for call in calls:
+                    call()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield repeat
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("executor", DISTURBED)
+def test_an_exception_from_a_signal_parts_no_update_from_its_count(executor, until_alarm):
+    one, other, Z, z = trainers_to_disturb(executor)
+    for _ in range(5):
+        until_alarm(lambda: one.step(Z, z))
+        while other.t < one.t:
+            other.step(Z, z)
+        assert everything(one) == everything(other)
+
+
+@pytest.mark.parametrize("executor", DISTURBED)
+def test_an_exception_from_a_signal_parts_no_sum_from_its_weight(executor, until_alarm):
+    one, other, Z, z = trainers_to_disturb(executor)
+    for _ in range(5):
+        for each in one, other:
+            each.accumulate(Z, z)
+        until_alarm(lambda: one.accumulate(Z, z))
+        while other._pending.rows < one._pending.rows:
+            other.accumulate(Z, z)
+        assert one._pending.weight == other._pending.weight == one._pending.rows
+        for each in one, other:
+            each.apply()
+        assert everything(one) == everything(other)
+
+
+def test_an_exception_from_a_signal_parts_no_gradient_from_outside_from_its_rows(executor, until_alarm):
+    one, _, Z, _ = trainers_to_disturb(executor)
+    g = np.ones((len(Z), 3), np.float32)
+    one.backward(Z, g)
+    once = one._pending.flat.copy()
+    until_alarm(lambda: one.backward(Z, g))
+    times = one._pending.rows / len(Z)
+    np.testing.assert_allclose(one._pending.flat, once * times, rtol=1e-3, atol=1e-3 * times)
+
+
+@pytest.mark.parametrize("executor", DISTURBED)
+def test_an_exception_from_a_signal_parts_no_applied_gradient_from_its_count(executor, until_alarm):
+    one, other, Z, z = trainers_to_disturb(executor)
+    Z, z = Z[:2], z[:2]
+    for _ in range(5):
+        until_alarm(lambda: one.accumulate(Z, z), one.apply)
+        while other.t < one.t:
+            other.accumulate(Z, z)
+            other.apply()
+        one.zero_grad()
+        assert everything(one) == everything(other)
+
+
+@pytest.mark.parametrize("executor", DISTURBED)
+def test_a_fit_that_a_signal_raised_in_is_gone_on_with_as_if_it_had_not_been(executor, until_alarm):
+    one, other, Z, z = trainers_to_disturb(executor)
+    one.batch_size = other.batch_size = 64
+    for _ in range(4):
+        until_alarm(lambda: fit(one, Z, z, max_epochs=10**6))
+        assert one._current is None or one._current.seconds > 0
+    fit(one, Z, z, max_epochs=1)
+    fit(other, Z, z, max_epochs=one.epoch)
+    assert everything(one) == everything(other)
+    assert one.history["loss"] == other.history["loss"]
+    assert one.history["lr"] == other.history["lr"]
+
+
+def test_an_exception_before_the_first_mini_batch_leaves_no_epoch_begun(executor):
+    trainer = make(executor, optimizer=mb.SGD(lr=lambda t: 0.1 if t < 7 else -1.0))
+    fit(trainer, X, Y, max_epochs=1)
+    with pytest.raises(ValueError, match="-1"):
+        fit(trainer, X, Y, max_epochs=1)
+    assert (trainer.t, trainer.epoch, trainer._current) == (7, 1, None)
+    trainer.batch_size = 50
+    trainer.optimizer = mb.SGD(0.1)
+    fit(trainer, X[:50], Y[:50], max_epochs=1)
+    assert (trainer.t, trainer.epoch) == (8, 2)
 
 
 def ctrl_c(times: int = 1) -> None:

@@ -71,7 +71,14 @@ class Training:
 
 
 class Executor(Protocol):
-    """What an executor does."""
+    """What an executor does.
+
+    `made` counts what its calls have done, ever: updates by `run` and `apply`, sums that `accumulate` has added to. A
+    signal's handler may raise as soon as a call is over, and its result is lost then. This tells it all the same.
+    """
+
+    @property
+    def made(self) -> int: ...
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class NativeExecutor:
     plan: Plan
     training: Training | None
     isa: str
+    @property
+    def made(self) -> int: ...
     def __init__(
         self,
         plan: Plan,

@@ -116,6 +116,7 @@ cdef class NativeExecutor(NativePlan):
     """Runs a plan in compiled code on all cores; see `fastmb.executors.Executor` for its methods."""
 
     cdef object gradient        # that is stored before it is applied, once one was
+    cdef readonly int64_t made  # by all calls so far
     cdef readonly int64_t piece_rows    # of the pieces in which the last run took its mini-batches; 0: whole
     cdef list rates             # of dropouts whose p is a schedule
     cdef double cost[2]         # seconds a step, of one thread and of all
@@ -227,6 +228,7 @@ cdef class NativeExecutor(NativePlan):
             else:
                 run.deadline = fmb_now() + seconds
                 self._start(run, threads)
+            self.made += run.done
         if run.failed:
             raise OSError("the operating system gave no random numbers for the noise")
         return run.done
@@ -387,6 +389,7 @@ cdef class NativeExecutor(NativePlan):
                 else:
                     with parallel(num_threads=threads):
                         _apply_work(&self.e, &run, weight, omp_get_thread_num(), omp_get_num_threads())
+            self.made += 1
         if run.failed:
             raise OSError("the operating system gave no random numbers for the noise")
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .._progress import undisturbed
 from ..plan import Op, Plan, Stage, buffer_views, views
 from ..rng import dropout_mask, noise_words, normal
 from . import Training
@@ -56,6 +57,7 @@ class NumpyExecutor:
         self.params = params
         self.buffers = np.zeros(plan.buffer_size, plan.dtype) if buffers is None else buffers
         self.training = training
+        self.made = 0
         if training is not None:
             optimizer = training.optimizer
             groups = optimizer.parameter_groups(views(params, plan))
@@ -103,9 +105,11 @@ class NumpyExecutor:
                 size = size * len(rows) / weight if weight > 0 else np.zeros(len(rows))
                 mean = (gradient**2).sum()
                 stats[step] = (size**2).sum(), (size**2).max(initial=0), mean, len(rows), size.sum()
-            self._update(row, self._limited(gradient))
-            for each in (*tapes, tape):
-                self._update_buffers(each)
+            with undisturbed():
+                self._update(row, self._limited(gradient))
+                for each in (*tapes, tape):
+                    self._update_buffers(each)
+                self.made += 1
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
@@ -139,12 +143,17 @@ class NumpyExecutor:
         if self.training is not None:
             da = da * shorten(self._norms(da, tape), self.training.rules.clip_per_example)[:, None]
         gradient = self._backward(da, tape)
-        out[:] = gradient if row == 0 else out + gradient
-        self._update_buffers(tape)
+        with undisturbed():
+            out[:] = gradient if row == 0 else out + gradient
+            self._update_buffers(tape)
+            self.made += 1
         return True
 
     def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
-        self._update(coefficients[0], self._limited(self._mean(_float64(gradient), weight, t)))
+        gradient = self._limited(self._mean(_float64(gradient), weight, t))
+        with undisturbed():
+            self._update(coefficients[0], gradient)
+            self.made += 1
 
     def per_example(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import threads
+from .._progress import undisturbed
 from ..optim.base import COLUMNS, Optimizer
 from ..plan import views
 from . import Training, load
@@ -45,8 +46,9 @@ class StepwiseExecutor:
         self.params, self.training, self.n_threads = params, training, n_threads
         stored = np.zeros((1, plan.size), plan.dtype)
         inner = replace(training, optimizer=_Gradient(), state=stored, average=None)
+        self.made = 0
         self._inner = load(name)(plan, params, inner, n_threads, buffers=net.flat_buffers)
-        self.gradients, self.accumulate = self._inner.gradients, self._inner.accumulate
+        self.gradients = self._inner.gradients
         self.per_example, self.forward, self.evaluate = (
             self._inner.per_example,
             self._inner.forward,
@@ -76,18 +78,35 @@ class StepwiseExecutor:
         for step, row in enumerate(coefficients):
             here = slice(step, step + 1)
             of_this = None if stats is None else stats[here]
-            if not self._inner.run(
-                batches, first + step, t + step, self._nothing, sums[here], _FOREVER, of_this, norms
-            ):
-                return step
-            self._update(row)
+            with undisturbed():
+                if not self._inner.run(
+                    batches, first + step, t + step, self._nothing, sums[here], _FOREVER, of_this, norms
+                ):
+                    return step
+                self._update(row)
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
 
     def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
-        self._inner.apply(gradient, weight, t, self._nothing)
-        self._update(coefficients[0])
+        with undisturbed():
+            self._inner.apply(gradient, weight, t, self._nothing)
+            self._update(coefficients[0])
+
+    def accumulate(
+        self,
+        batches: Batches,
+        t: int,
+        row: int,
+        out: np.ndarray,
+        sums: np.ndarray,
+        inputs: np.ndarray | None = None,
+    ) -> bool:
+        made = self._inner.made
+        try:
+            return self._inner.accumulate(batches, t, row, out, sums, inputs)
+        finally:
+            self.made += self._inner.made - made
 
     def _update(self, row: np.ndarray) -> None:
         optimizer, average = self.training.optimizer, self.training.average
@@ -96,3 +115,4 @@ class StepwiseExecutor:
                 optimizer.update(name, optimizer.of_group(row, group), w, gradient, states)
             if average is not None and row[-1] != 0:
                 average += self.params.dtype.type(row[-1]) * (self.params - average)
+        self.made += 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import threads as _threads
+from ..._progress import undisturbed
 from . import library, team
 from .plan import GROUP_BYTES, NumbaPlan, one
 from .records import (
@@ -43,6 +44,7 @@ class NumbaExecutor(NumbaPlan):
         self._cost = [0.0, 0.0]  # seconds a step, of one thread and of all
         self._try_at, self._tried = 0.0, (0, 0)
         self._gradient: np.ndarray | None = None
+        self.made = 0
 
     def _vary(self, run: np.ndarray, keep: list[Any]) -> None:
         """The dropouts' p at the steps to come, where it isn't always the same."""
@@ -165,7 +167,9 @@ class NumbaExecutor(NumbaPlan):
             library.NOTICE.done()
             threads = min(_threads.resolve(self.n_threads_asked, 20.0 * self.plan.size), MAX_THREADS)
             self._reserve(1, threads)
-            team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+            with undisturbed():
+                team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+                self.made += 1
             _check_entropy(run)
 
     def per_example(
@@ -264,9 +268,13 @@ class NumbaExecutor(NumbaPlan):
         threads = self._threads_for(flops, steps)
         self._reserve(rows, threads)
         if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
-            self._try_out(entry, run, threads, time.monotonic() + seconds)
+            do = self._try_out
         else:
-            self._start(entry, run, threads, time.monotonic() + seconds)
+            do = self._start
+        try:
+            do(entry, run, threads, time.monotonic() + seconds)
+        finally:
+            self.made += int(run["done"][0])
         _check_entropy(run)
         return int(run["done"][0])
 
