@@ -61,7 +61,7 @@ class Whole(Interrupt):
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """While entered, handlers of signals wait: what is changed in Python, step by step, is changed as a whole."""
+    """While entered, handlers of signals wait, so that what Python changes bit by bit is changed as a whole."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

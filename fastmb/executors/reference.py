@@ -67,6 +67,7 @@ class NumpyExecutor:
                 for i in range(optimizer.n_groups)
             ]
 
+    @undisturbed()
     def run(
         self,
         batches: Batches,
@@ -105,11 +106,10 @@ class NumpyExecutor:
                 size = size * len(rows) / weight if weight > 0 else np.zeros(len(rows))
                 mean = (gradient**2).sum()
                 stats[step] = (size**2).sum(), (size**2).max(initial=0), mean, len(rows), size.sum()
-            with undisturbed():
-                self._update(row, self._limited(gradient))
-                for each in (*tapes, tape):
-                    self._update_buffers(each)
-                self.made += 1
+            self._update(row, self._limited(gradient))
+            for each in (*tapes, tape):
+                self._update_buffers(each)
+            self.made += 1
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
@@ -126,6 +126,7 @@ class NumpyExecutor:
         out[:] = self._backward(da, tape) / weight if weight > 0 else 0
         return bool(np.isfinite(sums[0, 0]))
 
+    @undisturbed()
     def accumulate(
         self,
         batches: Batches,
@@ -143,17 +144,15 @@ class NumpyExecutor:
         if self.training is not None:
             da = da * shorten(self._norms(da, tape), self.training.rules.clip_per_example)[:, None]
         gradient = self._backward(da, tape)
-        with undisturbed():
-            out[:] = gradient if row == 0 else out + gradient
-            self._update_buffers(tape)
-            self.made += 1
+        out[:] = gradient if row == 0 else out + gradient
+        self._update_buffers(tape)
+        self.made += 1
         return True
 
+    @undisturbed()
     def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
-        gradient = self._limited(self._mean(_float64(gradient), weight, t))
-        with undisturbed():
-            self._update(coefficients[0], gradient)
-            self.made += 1
+        self._update(coefficients[0], self._limited(self._mean(_float64(gradient), weight, t)))
+        self.made += 1
 
     def per_example(
         self,

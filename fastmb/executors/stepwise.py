@@ -63,6 +63,7 @@ class StepwiseExecutor:
             states = state[:, first : first + w.size].reshape(len(state), *w.shape)
             self._parts.append((name_, groups[name_], w, gradients[name_], states))
 
+    @undisturbed()
     def run(
         self,
         batches: Batches,
@@ -78,20 +79,19 @@ class StepwiseExecutor:
         for step, row in enumerate(coefficients):
             here = slice(step, step + 1)
             of_this = None if stats is None else stats[here]
-            with undisturbed():
-                if not self._inner.run(
-                    batches, first + step, t + step, self._nothing, sums[here], _FOREVER, of_this, norms
-                ):
-                    return step
-                self._update(row)
+            if not self._inner.run(
+                batches, first + step, t + step, self._nothing, sums[here], _FOREVER, of_this, norms
+            ):
+                return step
+            self._update(row)
             if time.perf_counter() >= deadline:
                 return step + 1
         return len(coefficients)
 
+    @undisturbed()
     def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
-        with undisturbed():
-            self._inner.apply(gradient, weight, t, self._nothing)
-            self._update(coefficients[0])
+        self._inner.apply(gradient, weight, t, self._nothing)
+        self._update(coefficients[0])
 
     def accumulate(
         self,

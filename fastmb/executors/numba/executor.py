@@ -153,6 +153,7 @@ class NumbaExecutor(NumbaPlan):
                 run["inputs"] = inputs.ctypes.data
             return self._train(run, want, _FOREVER) == 1
 
+    @undisturbed()
     def apply(self, gradient: np.ndarray, weight: float, t: int, coefficients: np.ndarray) -> None:
         assert self.training is not None
         with self._lock:
@@ -167,9 +168,8 @@ class NumbaExecutor(NumbaPlan):
             library.NOTICE.done()
             threads = min(_threads.resolve(self.n_threads_asked, 20.0 * self.plan.size), MAX_THREADS)
             self._reserve(1, threads)
-            with undisturbed():
-                team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
-                self.made += 1
+            team.run(entry, self._engine.ctypes.data, run.ctypes.data, threads)
+            self.made += 1
             _check_entropy(run)
 
     def per_example(
