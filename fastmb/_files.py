@@ -40,6 +40,21 @@ def replace(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> 
         os.close(folder)
 
 
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raise an `OSError` that names the argument `path` unless `replace` can make a file there."""
+    import tempfile
+
+    target, got = Path(os.path.realpath(path)), repr(os.fspath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f"path must be that of a file; got the folder {got}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path must be in a folder that exists; got {got}")
+    try:
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise OSError(error.errno, f"path must be in a folder where files can be made; got {got}") from error
+
+
 def send(file: BinaryIO, part: memoryview) -> None:
     """Write `part`, and have the system begin to move it to the disk, so that an fsync later has less to wait for."""
     for start in range(0, len(part), _CHUNK):

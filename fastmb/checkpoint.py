@@ -24,7 +24,7 @@ from . import _gradient_stats
 from ._checks import integer, number
 from ._checks import seed as check_seed
 from ._errors import missing_extra, unknown_name
-from ._files import replace, send
+from ._files import check_path, replace, send
 from ._fitting import SLICE, Epoch
 from ._per_example import Pending
 from ._planning import check_modules, make_plan
@@ -76,8 +76,11 @@ def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     """What `Trainer.save` does."""
     import json
 
+    check_path(path)
     tensors: Tensors = {}
-    text = json.dumps(describe(trainer, tensors), separators=(",", ":"))
+    description = describe(trainer, tensors)
+    _history(description["history"])  # what isn't read isn't written
+    text = json.dumps(description, separators=(",", ":"))
     metadata = {"fastmb": text, "sha256": "0" * 64}  # until it is known: its length doesn't depend on it
     header: dict[str, Any] = {"__metadata__": metadata}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # all aligned

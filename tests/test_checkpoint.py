@@ -195,6 +195,25 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_path_that_no_file_can_have_is_named(tmp_path):
+    for path, error, message in [
+        (tmp_path, IsADirectoryError, "path must be that of a file; got the folder"),
+        (tmp_path / "nowhere" / "x", FileNotFoundError, "path must be in a folder that exists; got "),
+        ("/proc/x", OSError, "path must be in a folder where files can be made; got '/proc/x'"),
+    ]:
+        with pytest.raises(error, match=message):
+            make("numpy").save(path)
+
+
+def test_rows_that_could_not_be_loaded_are_not_saved(tmp_path):
+    trainer = make("numpy")
+    fit(trainer, 1)
+    trainer.history._rows[0]["mine"] = "good"
+    with pytest.raises(ValueError, match="history must hold rows of numbers"):
+        trainer.save(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_header_that_no_reader_takes_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_LONGEST", 1000)
     with pytest.raises(ValueError, match=r"header of \d+ bytes, 1000 are allowed; history has 0 rows"):
