@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -111,10 +112,10 @@ class Fitting:
                 row = self._record(val)
                 progress.epoch(trainer.epoch - self.first, row)
                 if complete:
-                    self._tell(self.callbacks, "on_epoch_end", row)
+                    self._tell(self.callbacks, "on_epoch_end", MappingProxyType(row))
                 if complete and goals and all(reached(name, row[name], goal) for name, goal in goals.items()):
                     return "stop_at"
-                if trainer.epoch - self.first == max_epochs:
+                if trainer.epoch - self.first >= max_epochs:
                     return "max_epochs"
                 if why := self._broken_off():
                     return why
@@ -142,15 +143,16 @@ class Fitting:
         return epoch.done == self.steps
 
     def _slice(self, epoch: Epoch, progress: Progress) -> str | None:
-        """Train to the end of the slice; returns why, if it is broken off before."""
+        """Train to the end of the slice, or as long as the optimiser is the same; returns why, if broken off before."""
         trainer = self.trainer
         first = epoch.done % SLICE
         if first == 0:
             epoch.next_slice(min(SLICE, self.steps - epoch.done), trainer.gradient_stats)
         sums = epoch.sums[first:]
+        optimizer = trainer.optimizer
         rates, coefficients = trainer._coefficients(len(sums))
         made = 0
-        while made < len(sums):
+        while made < len(sums) and trainer.optimizer is optimizer:  # a callback may give it another one
             seconds = max(0.0, min(TICK, self.deadline - time.perf_counter()))
             these = slice(made, made + 1 if self.each_batch else None)
             stats = None if epoch.stats is None else epoch.stats[first:][these]

@@ -58,7 +58,7 @@ class PerExample:
         def _mini_batch(self, X: Any, y: Any, sample_weight: Any, zeros: bool = False) -> Batches: ...
         def _executor_for(self, loss: Loss) -> Executor: ...
         def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]: ...
-        def _check_own_weights(self) -> None: ...
+        def _check_free(self, call: str) -> None: ...
 
     def gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, dict[str, np.ndarray]]:
         """The mean loss of one mini-batch, and its mean gradient by parameter name.
@@ -137,7 +137,7 @@ class PerExample:
             If nothing waits.
         """
         with self._lock:
-            self._check_own_weights()
+            self._check_free("apply()")
             if self._pending is None:
                 raise ValueError("no gradients wait: call accumulate() or backward() first")
             weight = 1.0 if self._pending.weight is None else self._pending.weight

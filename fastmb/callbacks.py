@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 class Callback:
     """The base of callbacks: override what is needed. In all methods `trainer` is at the place that they say.
 
+    Until it has ended, from `on_fit_begin` on, a fit of `trainer` is under way. `trainer` can be looked at, evaluated,
+    saved and copied, and ``trainer.optimizer = SGD(lr=0.01)`` counts from the next mini-batch on, if the optimiser's
+    kind and groups stay. `Trainer.step`, `apply`, `load`, another `fit`, and other settings are refused.
+
     Examples
     --------
     >>> import fastmb as mb
@@ -51,7 +55,7 @@ class Callback:
     def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> str | None:  # noqa: ARG002
         """After an epoch and its validation, with its row of the history; a string returned ends the fit.
 
-        Epochs that are broken off don't count.
+        Epochs that are broken off don't count. The row can only be read; ``dict(row)`` is a copy.
         """
         return None
 
@@ -60,10 +64,16 @@ class Callback:
         return None
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """When the fit has ended, for the reason ``trainer.history.stopped``; not if it raised."""
+        """When the fit has ended, for the reason ``trainer.history.stopped``; not if it raised.
+
+        All callbacks are called, also after one that raises here: then `fit` raises, but the fit has ended.
+        """
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """When the fit raised, even before `on_fit_begin` was called: another callback's may have raised."""
+        """When the fit raised, even before `on_fit_begin` was called: another callback's may have raised.
+
+        What is raised here is noted with `error`, which is what `fit` raises.
+        """
 
 
 class EarlyStopping(Callback):
@@ -205,12 +215,12 @@ class ModelCheckpoint(Callback):
         self.best: float | None = None
 
     def on_fit_begin(self, trainer: Trainer, metrics: Sequence[str]) -> None:
+        from ._files import check_path
         from .checkpoint import describe
 
         if self.save_best_only:
             check_monitor(self.monitor, metrics)
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"path must be in a folder that exists; got {os.fspath(self.path)!r}")
+        check_path(self.path)
         describe(trainer, {})  # what can't be saved is told now, not after an epoch
 
     def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> None:

@@ -7,6 +7,7 @@ is in `fastmb._fitting`; the checks of the data are in `fastmb.data`.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import threading
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from .callbacks import Callback
 
 _FOREVER = 1e9  # seconds
-_UNSAVED = ("_lock", "_executor", "_weights", "_ahead", "_standing")
+_UNSAVED = ("_lock", "_under_way", "_executor", "_weights", "_ahead", "_standing")
 
 
 class Trainer(PerExample, Averaged):
@@ -105,7 +106,8 @@ class Trainer(PerExample, Averaged):
     net, loss, optimizer, average
         As given, names replaced by instances. These but for `net`, and the other arguments, may be assigned anew
         between fits, as in ``trainer.optimizer = SGD(lr=0.01)``: what a new trainer would refuse is refused, and so is
-        an optimiser, or average, that would need another state than the updates made so far have left.
+        an optimiser, or average, that would need another state than the updates made so far have left. Within a fit
+        callbacks may assign an optimiser of the same kind and groups; it counts from the next mini-batch on.
     t : int
         Updates made.
     epoch : int
@@ -199,9 +201,13 @@ class Trainer(PerExample, Averaged):
         self._pending: Pending | None = None
         self.history = History()
         self._current: Epoch | None = None  # an epoch that was broken off
-        self._lock = threading.RLock()
+        self._unlock()
         self._build(None)
         net.task, net.input_scale = self.loss.task, self.input_scale
+
+    def _unlock(self) -> None:
+        self._lock = threading.RLock()
+        self._under_way = False  # whether a fit is; what looks at it has the lock, so it is called by that fit
 
     def _build(self, state: np.ndarray | None) -> None:
         """What can't be pickled, and the optimiser's state, fresh or a copy."""
@@ -228,6 +234,14 @@ class Trainer(PerExample, Averaged):
             old = {each: vars(self)[each] for each in SETTINGS}
             new = Trainer(self.net, **old | {name: value})
             shown, instead = f"{name} can't become {value!r}: ", "make a new Trainer of the net"
+            goes_on = name == "optimizer" and all(
+                getattr(old[name], what) == getattr(new.optimizer, what) for what in ("kind", "n_states", "groups")
+            )
+            if self._under_way and not goes_on:
+                raise RuntimeError(
+                    f"{shown}fit() of this trainer is under way; it takes an optimizer of the same kind, with the same "
+                    "groups, and nothing else (schedules change with the updates)"
+                )
             if self._current is not None and name in OF_AN_EPOCH and vars(new)[name] != old[name]:
                 raise ValueError(f"{shown}an epoch is under way; finish it with fit(), or {instead}")
             ours, theirs = (each.optimizer.state_kinds(self.net.parameters()) for each in (self, new))
@@ -272,6 +286,15 @@ class Trainer(PerExample, Averaged):
             return lambda n: (np.frombuffer(os.urandom(8 * n), np.uint64) >> np.uint64(11)) * 2.0**-53
         return Stream(splitmix64(splitmix64(self.seed) ^ self.epoch) ^ 1).uniform
 
+    def _check_free(self, call: str) -> None:
+        """Raise a `RuntimeError` if `call`, which moves weights and position, can't be right now."""
+        if self._under_way or self._weights is not None:
+            self._check_own_weights()
+            raise RuntimeError(f"fit() of this trainer is under way: {call} has to wait until it has ended")
+
+    def __copy__(self) -> Trainer:
+        return copy.deepcopy(self)  # one that shared the network would go on from other weights than its own
+
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             self._check_own_weights()
@@ -279,7 +302,7 @@ class Trainer(PerExample, Averaged):
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         vars(self).update(attributes)
-        self._lock = threading.RLock()
+        self._unlock()
         self._build(self.state)
 
     def __repr__(self) -> str:
@@ -344,7 +367,7 @@ class Trainer(PerExample, Averaged):
         from . import checkpoint
 
         with self._lock:
-            self._check_own_weights()
+            self._check_free("load()")
             checkpoint.load_into(self, path)
 
     def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -361,7 +384,7 @@ class Trainer(PerExample, Averaged):
             batches = self._mini_batch(X, y, sample_weight)
             n = len(batches.X)
             self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)
-            self._check_own_weights()
+            self._check_free("step()")
             t, buffers = self.t, self.net.flat_buffers.copy()
             sums, executor = np.zeros((1, 2)), self._executor
             _, coefficients = self._coefficients(1)
@@ -504,6 +527,8 @@ class Trainer(PerExample, Averaged):
         ------
         TypeError, ValueError
             For data that don't fit; nothing is changed then.
+        RuntimeError
+            If a callback calls it for the trainer that it is called with; so do `step`, `apply` and `load`.
         FloatingPointError
             If the loss, or a weight, becomes NaN or infinite. Weights, optimiser and position are those of the end of
             the last epoch (or fit) that was finite; of a network over 4 MiB, those of an epoch's end some seconds ago.
@@ -526,7 +551,7 @@ class Trainer(PerExample, Averaged):
 
             callbacks = check_callbacks(callbacks)
         with self._lock:
-            self._check_own_weights()
+            self._check_free("fit()")
             val = None if X_val is None else self._checked(X_val, y_val, None, check_finite, "X_val", "y_val")
             metrics = ["loss", *FIGURES * self.gradient_stats]
             metrics += ["val_loss", "val_" + BY_TASK[self.loss.task].name] * (val is not None)
@@ -549,15 +574,21 @@ class Trainer(PerExample, Averaged):
             self._check_length(self.t + max_epochs * steps - under_way)
             self.net.squeeze = flat(given)
             try:
+                self._under_way = True
                 for callback in callbacks:
                     callback.on_fit_begin(self, metrics)
                 self.history.stopped = None
                 fitting = Fitting(self, batches, steps, begin + limit, callbacks)
                 self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
             except BaseException as error:
+                self._under_way = False
                 for callback in callbacks:
-                    callback.on_exception(self, error)
+                    try:
+                        callback.on_exception(self, error)
+                    except Exception as another:
+                        error.add_note(f"{type(callback).__name__}.on_exception raised {another!r}")
                 raise
+            self._under_way = False
             if callbacks:
                 from .callbacks import end_fit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import doctest
 import math
@@ -238,6 +239,105 @@ def test_examples_in_the_documentation_run():
         assert not found.failed
 
 
+class Calling(mb.Callback):
+    """Calls something with the trainer, once, and notes the error."""
+
+    def __init__(self, call: Any, method: str) -> None:
+        self.call, self.method, self.error = call, method, None
+        setattr(self, method, self.called)
+
+    @property
+    def wants_batches(self):
+        return self.method == "on_batch_end"
+
+    def called(self, trainer, *news):
+        call, self.call = self.call, None
+        try:
+            if call:
+                call(trainer)
+        except Exception as error:
+            self.error = error
+
+
+WITHIN = ["on_fit_begin", "on_batch_end", "on_epoch_end"]
+
+
+@pytest.mark.parametrize("method", WITHIN)
+@pytest.mark.parametrize("name", ["fit", "step", "apply", "load"])
+def test_what_moves_a_trainer_is_refused_while_a_fit_of_it_is_under_way(name, method, tmp_path):
+    trainer, whole = make(), make()
+    trainer.save(tmp_path / "saved")
+    arguments = {"fit": (X, Y), "step": (X, Y), "apply": (), "load": (tmp_path / "saved",)}[name]
+    calling = Calling(lambda trainer: getattr(trainer, name)(*arguments), method)
+    fit(trainer, calling)
+    assert isinstance(calling.error, RuntimeError)
+    assert str(calling.error) == f"fit() of this trainer is under way: {name}() has to wait until it has ended"
+    fit(whole)
+    assert everything(trainer) == everything(whole)
+    fit(trainer, Calling(lambda trainer: fit(trainer, max_epochs=1), "on_fit_end"), max_epochs=1)
+    assert trainer.epoch == 5
+
+
+@pytest.mark.parametrize("method", WITHIN)
+def test_what_leaves_a_trainer_in_its_place_goes_on_working_within_a_fit(method, tmp_path):
+    def look(trainer):
+        trainer.evaluate(X, Y)
+        trainer.gradients(X, Y)
+        trainer.net.predict(X)
+        trainer.save(tmp_path / "saved")
+        with trainer.averaged():
+            trainer.evaluate(X, Y)
+        fit(copy.deepcopy(trainer), max_epochs=1)
+        mb.load(tmp_path / "saved").step(X, Y)
+
+    trainer, whole = make(average=mb.EMA(0.9)), make(average=mb.EMA(0.9))
+    looking = Calling(look, method)
+    fit(trainer, looking)
+    assert looking.error is None
+    fit(whole)
+    assert everything(trainer) == everything(whole)
+
+
+def test_a_trainer_is_free_again_after_a_fit_that_raised():
+    trainer = make()
+    with pytest.raises(RuntimeError, match="no"):
+        fit(trainer, Raising(), **VAL)
+    trainer.step(X, Y)
+
+
+@pytest.mark.parametrize("epoch", [3, 100])
+def test_a_fit_ends_too_if_a_callback_has_moved_the_epoch(epoch):
+    def move(trainer):
+        trainer.epoch = epoch
+
+    trainer = make()
+    assert fit(trainer, Calling(move, "on_epoch_end"), max_seconds=5).stopped == "max_epochs"
+    assert trainer.epoch == epoch
+
+
+def test_what_an_exception_callback_raises_hides_neither_the_error_nor_it_from_others():
+    class Failing(Diary):
+        def on_exception(self, trainer, error):
+            self.notes.append(("exception", type(error)))
+            raise OSError("no log")
+
+    first, second = Failing(), Failing()
+    with pytest.raises(FloatingPointError) as caught:
+        fit(make(optimizer=mb.SGD(1e38)), first, second)
+    assert [diary.notes[1:] for diary in (first, second)] == [[("exception", FloatingPointError)]] * 2
+    assert caught.value.__notes__ == ["Failing.on_exception raised OSError('no log')"] * 2
+
+
+def test_callbacks_read_a_row_and_dont_write_it():
+    class Writing(mb.Callback):
+        def on_epoch_end(self, trainer, row):
+            with pytest.raises(TypeError):
+                row["mine"] = np.float32(1)
+            assert dict(row) == trainer.history._rows[-1]
+
+    fit(make(), Writing())
+
+
 # ---- the package's own -----------------------------------------------------------------------------------------------
 
 
@@ -394,8 +494,10 @@ def test_what_cannot_be_saved_is_told_before_the_first_epoch(tmp_path):
     for trainer, path, error in [
         (make(optimizer=mb.SGD(lambda t: 0.1)), tmp_path / "x", TypeError),
         (make(), tmp_path / "nowhere" / "x", FileNotFoundError),
+        (make(), tmp_path, IsADirectoryError),
+        (make(), "/proc/x", OSError),
     ]:
-        with pytest.raises(error):
+        with pytest.raises(error, match="Python function" if error is TypeError else "path must be"):
             fit(trainer, mb.ModelCheckpoint(path))
         assert trainer.t == 0
 

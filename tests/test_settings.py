@@ -169,6 +169,34 @@ def test_a_callback_may_change_the_learning_rate():
     assert history["lr"] == [0.1, 0.05, 0.025]
 
 
+def test_a_learning_rate_that_a_callback_changes_counts_from_the_next_mini_batch(executor):
+    class Falling(mb.Callback):
+        def on_batch_end(self, trainer, loss):
+            trainer.optimizer = mb.SGD(0.1 / (trainer.t + 1))
+
+    assigned, scheduled = trainer(executor), trainer(executor, optimizer=mb.SGD(lambda t: 0.1 / (t + 1)))
+    assigned.fit(X[:500], Y[:500], max_epochs=2, verbose=0, callbacks=[Falling()])
+    assert assigned.net.digest() == fitted(scheduled, 2).net.digest()
+    assert assigned.history["lr"] == scheduled.history["lr"]
+    assert assigned.history["loss"] == scheduled.history["loss"]
+
+
+@pytest.mark.parametrize("method", ["on_fit_begin", "on_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_callback_cannot_change_other_settings(name, method):
+    value = mb.SGD(0.1, groups={"*.bias": {"lr": 2}}) if name == "optimizer" else OTHERS[name]
+
+    def assign(self, one, *news):
+        setattr(one, name, value)
+
+    options = {"clip_per_example": 1.0} if name == "noise_multiplier" else {}
+    one, other = trainer(**options), trainer(**options)
+    with pytest.raises(RuntimeError, match=f"{name} can't become .*: fit.. of this trainer is under way"):
+        one.fit(X, Y, verbose=0, callbacks=[type("Assigning", (mb.Callback,), {method: assign})()])
+    assert repr(getattr(one, name)) == repr(getattr(other, name))
+    setattr(one, name, getattr(other, name))
+
+
 # ---- what calls leave behind ---------------------------------------------------------------------------------------
 
 

@@ -128,7 +128,7 @@ def test_slices_dont_change_bits(executor, slices, monkeypatch):
     assert everything(cut) == everything(whole)
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
 def test_a_copy_goes_on_to_the_same_bits_in_the_middle_of_an_epoch_too(executor, way):
     original = make(executor)
     inner = original._executor
