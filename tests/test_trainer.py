@@ -284,7 +284,7 @@ def until_alarm():
 @pytest.mark.parametrize("executor", DISTURBED)
 def test_an_exception_from_a_signal_parts_no_update_from_its_count(executor, until_alarm):
     one, other, Z, z = trainers_to_disturb(executor)
-    for _ in range(5):
+    for _ in range(3):
         until_alarm(lambda: one.step(Z, z))
         while other.t < one.t:
             other.step(Z, z)
@@ -294,7 +294,7 @@ def test_an_exception_from_a_signal_parts_no_update_from_its_count(executor, unt
 @pytest.mark.parametrize("executor", DISTURBED)
 def test_an_exception_from_a_signal_parts_no_sum_from_its_weight(executor, until_alarm):
     one, other, Z, z = trainers_to_disturb(executor)
-    for _ in range(5):
+    for _ in range(3):
         for each in one, other:
             each.accumulate(Z, z)
         until_alarm(lambda: one.accumulate(Z, z))
@@ -320,7 +320,7 @@ def test_an_exception_from_a_signal_parts_no_gradient_from_outside_from_its_rows
 def test_an_exception_from_a_signal_parts_no_applied_gradient_from_its_count(executor, until_alarm):
     one, other, Z, z = trainers_to_disturb(executor)
     Z, z = Z[:2], z[:2]
-    for _ in range(5):
+    for _ in range(3):
         until_alarm(lambda: one.accumulate(Z, z), one.apply)
         while other.t < one.t:
             other.accumulate(Z, z)
