@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -59,15 +60,26 @@ def per_step(argument: str, value: float | Callable[[int], float], interval: str
     if not callable(value):
         return np.array([value], np.float64) if n == 1 else np.full(n, value, np.float64)
     if n > 1 and (many := getattr(value, "rates", None)):  # a schedule: all steps at once
-        values = many(start, n)
+        found = values = many(start, n)
     else:
-        values = np.array([float(value(step)) for step in range(start, start + n)], dtype=np.float64)
+        found = [value(step) for step in range(start, start + n)]
+        values = np.array([each if isinstance(each, float) else _float_or_nan(each) for each in found])
     low, high = map(float, interval[1:-1].split(","))
     right = np.isfinite(values) & (values >= low) & ((values <= high) if interval[-1] == "]" else (values < high))
     if not right.all():
         wrong = int(right.argmin())
-        raise ValueError(f"{argument}({start + wrong}) must be a number in {interval}; got {values[wrong].item()!r}")
+        got = found[wrong].item() if isinstance(found[wrong], np.generic) else found[wrong]
+        error = ValueError if isinstance(got, Real) else TypeError
+        raise error(f"{argument}({start + wrong}) must be a number in {interval}; got {_shown(got)}")
     return values
+
+
+def _float_or_nan(value: Any) -> float:
+    """`value` as a float: NaN if it isn't a number, or is one that no float comes near."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def seed(value: object) -> int:

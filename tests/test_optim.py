@@ -117,11 +117,20 @@ def test_a_learning_rate_may_be_a_function_of_the_updates_made():
     assert mb.SGD(lr=0.25).learning_rates(3, 2).tolist() == [0.25, 0.25]
 
 
-@pytest.mark.parametrize("rate", [-1, math.nan, math.inf])
-def test_a_function_that_gives_no_learning_rate_is_named_with_its_step(rate):
-    optimizer = mb.SGD(lr=lambda t: rate if t == 4 else 0.1)
-    with pytest.raises(ValueError, match=r"lr\(4\) must be a number in \[0, inf\); got"):
-        optimizer.learning_rates(3, 2)
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("rate", "error"),
+    [
+        *((rate, ValueError) for rate in (-1, math.nan, math.inf, 10**400)),
+        *((rate, TypeError) for rate in ("a", "0.1", None, [0.1], 1j)),
+    ],
+    ids=lambda parameter: repr(parameter)[:9],
+)
+def test_a_function_that_gives_no_learning_rate_is_named_with_its_step(rate, error, n):
+    optimizer = mb.SGD(lr=lambda t: rate if t == 4 else np.array(0.1))
+    with pytest.raises(error, match=r"^lr\(4\) must be a number in \[0, inf\); got ") as found:
+        optimizer.learning_rates(5 - n, n)
+    assert len(str(found.value)) < 80
 
 
 def test_state_starts_at_zero_but_adagrads_at_its_initial_value():
