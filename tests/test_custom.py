@@ -232,6 +232,17 @@ def test_learns_like_the_built_in_one(executor):
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
 
+def test_a_parameter_with_a_default_is_not_the_value():
+    for df in (lambda x, factor=2.0: factor * x, lambda x, *rest: 2 * x, lambda x, factor=2.0, other=0.0: factor * x):
+        function = Function(lambda x: x * x, df, 1)
+        x = np.linspace(-3, 3, 7)
+        np.testing.assert_array_equal(block(function, x)[1], 2 * x)
+    loss = Function(lambda z, y: (z - y) ** 2, lambda z, y, factor=2.0: factor * (z - y), 2)
+    np.testing.assert_array_equal(block(loss, x, d=np.ones(7))[0], 2 * (x - 1))
+    assert Function(np.exp, lambda x, y: y, 1).takes_value
+    assert not Function(np.exp, np.exp, 1).takes_value
+
+
 def test_nan_is_not_hidden():
     for name in "mish", "clip", "where", "log1p of exp", "branches", "gelu", "hyperbolic":
         value, slope = block(Function(ACTIVATIONS[name], None, 1), np.array([np.nan]))

@@ -60,8 +60,8 @@ class Function:
 
     @property
     def takes_value(self) -> bool:
-        """Whether `df` takes the value of `f` as its last argument."""
-        return self.df is not None and _accepts(self.df, self.arity + 1)
+        """Whether `df` takes the value of `f` as its last argument: it can't be called without."""
+        return self.df is not None and not _accepts(self.df, self.arity)
 
     def value(self, *arrays: np.ndarray) -> np.ndarray:
         """f, element by element, float64."""
