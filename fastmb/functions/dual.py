@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -119,12 +120,17 @@ def _logaddexp(x: Any, y: Any) -> Dual:
     return Dual(value, da * np.exp(a - value) + db * np.exp(b - value))
 
 
-def _maximum(x: Any, y: Any) -> Any:
-    return x if x > y or x != x else y
+def _maximum(*numbers: Any) -> Any:
+    return reduce(lambda x, y: x if x > y or x != x else y, numbers)
 
 
-def _minimum(x: Any, y: Any) -> Any:
-    return x if x < y or x != x else y
+def _minimum(*numbers: Any) -> Any:
+    return reduce(lambda x, y: x if x < y or x != x else y, numbers)
+
+
+def _clip(x: Any, a_min: Any = None, a_max: Any = None) -> Any:
+    x = x if a_min is None else _maximum(x, a_min)
+    return x if a_max is None else _minimum(x, a_max)
 
 
 _SEVERAL: dict[str, Callable[..., Any]] = {
@@ -133,7 +139,7 @@ _SEVERAL: dict[str, Callable[..., Any]] = {
     "power": operator.pow,
     "logaddexp": _logaddexp,
     "where": lambda condition, x, y: x if condition else y,
-    "clip": lambda x, low, high: _minimum(_maximum(x, low), high),
+    "clip": _clip,
 }
 
 
@@ -141,11 +147,11 @@ def _function(name: str) -> Callable[..., Any]:
     """The function called so in `rules.SOURCES`, of dual numbers too."""
     plain = next(source for source in SOURCES[name] if source is not None)
 
-    def function(*numbers: Any) -> Any:
-        if not any(isinstance(x, Dual) for x in numbers):
-            return plain(*numbers)
+    def function(*numbers: Any, **named: Any) -> Any:
+        if not any(isinstance(x, Dual) for x in (*numbers, *named.values())):
+            return plain(*numbers, **named)
         if name in _SEVERAL:
-            return _SEVERAL[name](*numbers)
+            return _SEVERAL[name](*numbers, **named)
         (x,) = numbers
         value = plain(x.value)
         return Dual(value, SLOPES[name](x.value, value) * x.slope)

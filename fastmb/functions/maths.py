@@ -328,15 +328,20 @@ for _name in SLOPES:
 
 
 def _chosen(stub: Any, choose: Any) -> None:
-    def typer(x: Any, y: Any) -> Any:
-        return choose if is_number(x, y) else None
+    """`stub` of two numbers or more: the first two's choice, then that and the next."""
 
+    def typer(x: Any, y: Any, *others: Any) -> Any:
+        if not is_number(x, y, *others):
+            return None
+        return (lambda x, y, *others: stub(choose(x, y), *others)) if others else lambda x, y, *others: choose(x, y)
+
+    choose = jit(choose)
     overloaded(stub)(typer)
 
 
-_chosen(FUNCTIONS["maximum"], lambda x, y: x if x > y or x != x else y)
-_chosen(FUNCTIONS["minimum"], lambda x, y: x if x < y or x != x else y)
 _maximum, _minimum = FUNCTIONS["maximum"], FUNCTIONS["minimum"]
+_chosen(_maximum, lambda x, y: x if x > y or x != x else y)
+_chosen(_minimum, lambda x, y: x if x < y or x != x else y)
 
 
 @overloaded(FUNCTIONS["where"])
@@ -344,9 +349,14 @@ def _where(condition: Any, x: Any, y: Any) -> Any:
     return (lambda condition, x, y: x if condition else y) if is_number(x, y) else None
 
 
+_as_it_is = jit(lambda x, bound: x)
+
+
 @overloaded(FUNCTIONS["clip"])
-def _clip(x: Any, low: Any, high: Any) -> Any:
-    return (lambda x, low, high: _minimum(_maximum(x, low), high)) if is_number(x, low, high) else None
+def _clip(x: Any, a_min: Any = None, a_max: Any = None) -> Any:
+    none = (None, types.none, types.Omitted(None))
+    low, high = _as_it_is if a_min in none else _maximum, _as_it_is if a_max in none else _minimum
+    return lambda x, a_min=None, a_max=None: high(low(x, a_min), a_max)
 
 
 @overloaded(FUNCTIONS["power"], prefer_literal=True)
