@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import itertools
 import math
+import operator
 import pickle
 import subprocess
 import sys
@@ -28,6 +29,7 @@ FMA_ISAS = [isa for isa in ISAS if isa != "v2"]
 DTYPES = ["float32", "float64"]
 ODD = [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97]
 ALPHA = 0.7
+SQUARES = np.array([1.0, 4.0])
 
 
 def softplus(x):
@@ -63,6 +65,18 @@ def with_loop(x):
     return total
 
 
+def sum_of_powers(x):
+    total = 0.0
+    for i in range(-2, 4):
+        total += i * (x * x + 1) ** i + x ** abs(i)
+    return total
+
+
+def nested(x):
+    square = lambda t: t**2 + 0.5 * t  # noqa: E731
+    return square(x) + sum([x**i for i in (1, 2)])
+
+
 def scaled(factor):
     return lambda x: factor * np.tanh(x / factor)
 
@@ -76,7 +90,11 @@ ACTIVATIONS = {
     "gelu": lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))),
     "names": lambda x: tanh(x) - np.pi * x,
     "powers": lambda x: 0.01 * x**3 - x**2 + (1 + x**2) ** -1 + (x * x + 1) ** 0.5 + 2**x,
-    "power": lambda x: np.power(x, 2) + np.square(x) + pow(x, 3) / 9,
+    "power": lambda x: np.power(x, 2) + np.square(x) + pow(x, 3) / 9 + operator.pow(x, 2.0),
+    "other powers": lambda x: x**0 * x ** (x > 0) + (x < 0) ** 2 + 2**-2 * x + np.exp(x) ** x + 2.5**x + abs(x) ** 1.5,
+    "sum of powers": sum_of_powers,
+    "nested": nested,
+    "powers of others": lambda x: x * (SQUARES**2).sum() + ((1j + 1) ** 2).imag,
     "clip": lambda x: np.clip(x, -2, 2.5) * np.minimum(np.maximum(x, -1), 3),
     "one bound": lambda x: np.clip(x, -1, None) * np.clip(x, None, 2.5) + np.clip(3 * x, a_min=-2, a_max=None),
     "no bound": lambda x: np.clip(x, None, None) - max(np.clip(x, a_max=2, a_min=-2), 0),
@@ -140,6 +158,44 @@ def test_an_element_has_the_same_bits_anywhere_in_a_block(name, dtype):
     for start, n in [(1, 97), (2, 64), (3, 1), (5, 15), (100, 16), (777, 33), (1000, 1024)]:
         for part, all_ in zip(block(function, x[start : start + n]), whole, strict=True):
             np.testing.assert_array_equal(part, all_[start : start + n])
+
+
+POWERS = {  # off 0, the points that are checked
+    "inverse": lambda x: x**-1,
+    "inverse square": lambda x: x**-2 - np.power(x, -3),
+    "constant": lambda x: x**0 + np.power(x, 0.0),
+    "first": lambda x: x**1 + pow(x, 1.0),
+    "polynomial": lambda x: sum([x**i for i in range(4)]),
+    "root": lambda x: abs(x) ** 0.5,
+    "of itself": lambda x: abs(x) ** x,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", POWERS)
+def test_powers_at_the_ends_are_those_of_numpy(name, dtype):
+    function = Function(POWERS[name], None, 1)
+    x = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e9, -1e9, 3.0, -3.0], dtype)
+    value = function.value(x)
+    slope = function.slope(x, value=value)
+    limit = {"rtol": 16 * np.finfo(dtype).eps, "atol": np.finfo(dtype).tiny}
+    with np.errstate(over="ignore"):
+        value, slope = value.astype(dtype), slope.astype(dtype)
+    for mode in (0, 1):
+        a, d = block(function, x, mode=mode)
+        np.testing.assert_allclose(a, value, **limit)
+    np.testing.assert_allclose(d, slope, **limit)
+
+
+@pytest.mark.parametrize("at", [0.0, -0.0, 2.0])
+def test_a_power_of_0_has_no_slope(at):
+    at = np.array([at])
+    for f in (POWERS["constant"], lambda x: x**False + math.pow(x, 0)):
+        function = Function(f, None, 1)
+        assert function.slope(at, value=np.ones(1)) == [0]
+        assert block(function, at)[1] == [0]
+    polynomial = Function(POWERS["polynomial"], None, 1)
+    assert polynomial.slope(np.zeros(1), value=np.ones(1)) == [1]
 
 
 def executors(net, loss, batch_size, isa, n_threads):
@@ -244,6 +300,18 @@ def test_a_parameter_with_a_default_is_not_the_value():
     np.testing.assert_array_equal(block(loss, x, d=np.ones(7))[0], 2 * (x - 1))
     assert Function(np.exp, lambda x, y: y, 1).takes_value
     assert not Function(np.exp, np.exp, 1).takes_value
+
+
+def test_padding_is_no_row(executor):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((40, 3)), rng.uniform(1, 2, (40, 2))
+    loss = mb.Loss(lambda z, y: (z - y) ** 2 * y**-2)
+    results = []
+    for name in (executor, "numpy"):
+        trainer = mb.Trainer(mb.Sequential(mb.Linear(3, 2), dtype="float64", seed=1), loss, executor=name)
+        mean, gradients = trainer.gradients(X, y)
+        results.append([mean, *gradients["0.weight"].flat, *gradients["0.bias"], trainer.step(X, y), *trainer.net.flat])
+    np.testing.assert_allclose(*results, rtol=1e-12)
 
 
 def test_nan_is_not_hidden():

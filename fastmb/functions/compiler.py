@@ -31,7 +31,7 @@ except ImportError:
 from numba.core import ir
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
-from numba.core.untyped_passes import IRProcessing
+from numba.core.untyped_passes import InlineClosureLikes
 from numba.extending import overload
 
 from . import Function
@@ -50,36 +50,38 @@ class Compiled:
 
 
 @register_pass(mutates_CFG=False, analysis_only=False)
-class WeakConstants(FunctionPass):
-    """Makes constants adopt float32 where the function was given it: floats as float32, small integers as int16, which
-    float32 takes in. Exponents stay integers, since Numba unrolls their powers.
+class OwnArithmetic(FunctionPass):
+    """Makes ``**`` the power of `maths`, and makes constants adopt float32 where the function was given it: floats as
+    float32, small integers as int16, which float32 takes in.
     """
 
-    _name = "fastmb_weak_constants"
+    _name = "fastmb_own_arithmetic"
 
     def __init__(self) -> None:
         FunctionPass.__init__(self)
 
     def run_pass(self, state: Any) -> bool:
-        if not any("float32" in str(argument) for argument in state.args):
-            return False
-        assignments = [a for block in state.func_ir.blocks.values() for a in block.find_insts(ir.Assign)]
-        binary = [
-            a.value for a in assignments if isinstance(a.value, ir.Expr) and a.value.op in ("binop", "inplace_binop")
-        ]
-        exponents = {e.rhs.name for e in binary if e.fn in (operator.pow, operator.ipow)}
+        from .maths import FUNCTIONS
+
+        single = any("float32" in str(argument) for argument in state.args)
         changed = False
-        for a in assignments:
-            constant = a.value
-            if isinstance(constant, ir.Arg) and isinstance(state.args[constant.index], numba.types.Omitted):
-                constant = a.value = ir.Const(state.args[constant.index].value, a.loc)  # a parameter's default
-            if not isinstance(constant, (ir.Const, ir.Global, ir.FreeVar)):
-                continue
-            if isinstance(constant.value, (float, np.float64)):
-                constant.value = np.float32(constant.value)
+        for a in (a for block in state.func_ir.blocks.values() for a in block.find_insts(ir.Assign)):
+            value = a.value
+            binary = isinstance(value, ir.Expr) and value.op in ("binop", "inplace_binop")
+            if binary and value.fn in (operator.pow, operator.ipow):
+                value.fn = FUNCTIONS["power"]
                 changed = True
-            elif type(constant.value) is int and abs(constant.value) < 2**15 and a.target.name not in exponents:
-                constant.value = np.int16(constant.value)
+            if not single:
+                continue
+            if isinstance(value, ir.Arg) and isinstance(state.args[value.index], numba.types.Omitted):
+                value = a.value = ir.Const(state.args[value.index].value, a.loc)  # a parameter's default
+            if not isinstance(value, (ir.Const, ir.Global, ir.FreeVar)):
+                continue
+            if isinstance(value.value, (float, np.float64)):
+                value.value = np.float32(value.value)
+                changed = True
+            elif type(value.value) is int and abs(value.value) < 2**15:
+                value.value = np.int16(value.value)
                 changed = True
         return changed
 
@@ -87,7 +89,7 @@ class WeakConstants(FunctionPass):
 class _Compiler(CompilerBase):
     def define_pipelines(self) -> list[Any]:
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        passes.add_pass_after(WeakConstants, IRProcessing)
+        passes.add_pass_after(OwnArithmetic, InlineClosureLikes)
         passes.finalize()
         return [passes]
 

@@ -109,7 +109,7 @@ def _quotient(x: Any, y: Any) -> Dual:
 
 def _power(x: Any, y: Any) -> Dual:
     (a, da), (b, db) = parts(x), parts(y)
-    slope = b * a ** (b - 1) * da if isinstance(x, Dual) else 0.0
+    slope = b * a ** (b - 1) * da if isinstance(x, Dual) and b != 0 else 0.0  # a^0 is 1 for a = 0 too
     value = a**b
     return Dual(value, slope + value * np.log(a) * db if isinstance(y, Dual) else slope)
 

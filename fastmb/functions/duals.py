@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import numpy as np
 from numba.core import types
 from numba.core.imputils import lower_cast
 from numba.core.typeconv import Conversion
@@ -161,33 +160,6 @@ def _unary(function: Any) -> Any:
     return typer
 
 
-def _powered(a, da, b, db):
-    value = a**b
-    return value, b * a ** (b - 1) * da + value * np.log(a) * db
-
-
-def _powers(a, b, db):
-    value = a**b
-    return value, value * np.log(a) * db
-
-
-_POW = (_powered, lambda a, da, b: (a**b, b * a ** (b - 1) * da), _powers)
-_any_power = binary(*_POW)
-
-
-def power(x: Any, y: Any) -> Any:
-    """What `overload` takes for powers: whole constant exponents become products."""
-    if not (is_dual(x) and isinstance(y, types.IntegerLiteral)):
-        return _any_power(x, y)
-    n = y.literal_value
-    below = n - 1
-
-    def whole(x, y):
-        return dual(value_of(x) ** n, n * value_of(x) ** below * slope_of(x))
-
-    return whole
-
-
 for _plain, _inplace, _functions in (
     (operator.add, operator.iadd, _ADD),
     (operator.sub, operator.isub, _SUB),
@@ -202,5 +174,3 @@ for _compare in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq
 overloaded(operator.neg)(_unary(lambda x: dual(-value_of(x), -slope_of(x))))
 overloaded(operator.pos)(_unary(lambda x: x))
 overloaded(bool)(_unary(lambda x: value_of(x) != 0))
-for _operator in (operator.pow, operator.ipow):
-    overloaded(_operator, prefer_literal=True)(power)

@@ -9,6 +9,7 @@ tests/test_custom_maths.py, which measures them.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from .compiler import jit, overloaded
-from .duals import DualType, binary, dual, is_dual, is_number, power, slope_of, value_of
+from .duals import DualType, binary, dual, is_dual, is_number, slope_of, value_of
 from .rebind import rebind
 from .rules import SLOPES, SOURCES
 
@@ -41,6 +42,7 @@ def _llvm(name: str, n: int) -> Any:
 
 
 fma, fabs, copysign = _llvm("llvm.fma", 3), _llvm("llvm.fabs", 1), _llvm("llvm.copysign", 2)
+pow_ = _llvm("llvm.pow", 2)
 
 
 def _layout(dtype: Any) -> tuple[Any, int]:
@@ -295,6 +297,12 @@ def _float(x: Any) -> Any:
     return x if isinstance(x, types.Float) else types.float64
 
 
+def _widest(x: Any, y: Any) -> Any:
+    """The type that a function of x and y has."""
+    floats = [t for t in (x, y) if isinstance(t, types.Float)]
+    return max(floats, key=lambda t: t.bitwidth) if floats else types.float64
+
+
 def _one_number(name: str) -> None:
     """`name` of a float, of a dual number, of an integer."""
     stub = FUNCTIONS[name]
@@ -359,9 +367,52 @@ def _clip(x: Any, a_min: Any = None, a_max: Any = None) -> Any:
     return lambda x, a_min=None, a_max=None: high(low(x, a_min), a_max)
 
 
-@overloaded(FUNCTIONS["power"], prefer_literal=True)
-def _power(x: Any, y: Any) -> Any:
-    return power(x, y) if is_dual(x, y) else lambda x, y: x**y
+_power, _log = FUNCTIONS["power"], FUNCTIONS["log"]
+
+
+def _raised(a, da, b, db):
+    value = _power(a, b)
+    return value, (b * _power(a, b - 1) * da if b != 0 else 0.0) + value * _log(a) * db
+
+
+def _raised_left(a, da, b):
+    return _power(a, b), b * _power(a, b - 1) * da if b != 0 else 0.0  # a^0 is 1 for a = 0 too
+
+
+def _raised_right(a, b, db):
+    value = _power(a, b)
+    return value, value * _log(a) * db
+
+
+_raised_dual = binary(_raised, _raised_left, _raised_right)
+for _operator in (operator.pow, operator.ipow):  # where a function calls it by this name
+    overloaded(_operator)(_raised_dual)
+
+
+@jit
+def _product(x, n):
+    """The power of x for whole n: a loop only where n isn't known when this is compiled."""
+    left, square, product = abs(n), x, 1.0
+    while left > 0:
+        if left & 1:
+            product *= square
+        square *= square
+        left >>= 1
+    return 1.0 / product if n < 0 else product
+
+
+@overloaded(_power)
+def _any_power(x: Any, y: Any) -> Any:
+    """What ``**`` is too: Numba's own raises an exception for 0 to a negative power."""
+    if is_dual(x, y):
+        return _raised_dual(x, y)
+    if not all(isinstance(t, (types.Float, types.Integer, types.Boolean)) for t in (x, y)):
+        return lambda x, y: operator.pow(x, y)
+    if isinstance(y, types.Float):
+        cast = _widest(x, y)
+        return lambda x, y: pow_(cast(x), cast(y))
+    cast, whole = _float(x), types.int64
+    return lambda x, y: _product(cast(x), whole(y))
 
 
 _logaddexp = FUNCTIONS["logaddexp"]
@@ -390,7 +441,6 @@ _added_dual = binary(_added, _added_left, _added_right)
 def _log_add_exp(x: Any, y: Any) -> Any:
     if is_dual(x, y):
         return _added_dual(x, y)
-    floats = [t for t in (x, y) if isinstance(t, types.Float)]
-    cast = max(floats, key=lambda t: t.bitwidth) if floats else types.float64
+    cast = _widest(x, y)
     function = _BY_TYPE[cast]["logaddexp"]
     return lambda x, y: function(cast(x), cast(y))
