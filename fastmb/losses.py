@@ -32,7 +32,7 @@ class Loss:
     f : callable
         ``f(z, y)``, a plain Python function of two numbers that gives a number, written with operators, ``if``, `abs`,
         `min`, `max`, functions of NumPy or `math`, and functions of that kind. It has to be finite for every z, at
-        least for some y, and must raise nothing.
+        least for some y, and must raise nothing: compiled, it gives NaN there.
     df : callable, optional
         ``df(z, y)``, or ``df(z, y, f(z, y))``: its derivative with respect to z. Left out, it is found by forward-mode
         differentiation of `f`.

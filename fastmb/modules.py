@@ -145,7 +145,8 @@ class Activation(Module):
     f : callable
         ``f(x)``, a plain Python function of a number that gives a number, written with operators, ``if``, `abs`, `min`,
         `max`, functions of NumPy or `math`, and functions of that kind. It has to be finite for finite x, and must not
-        raise. What it looks up elsewhere is taken as it is when the network is first used.
+        raise: compiled, it gives NaN there. What it looks up elsewhere is taken as it is when the network is first
+        used.
     df : callable, optional
         ``df(x)``, or ``df(x, f(x))``: its derivative. Left out, it is found by forward-mode differentiation of `f`.
     gain : float, default sqrt(2)

@@ -29,7 +29,7 @@ FMA_ISAS = [isa for isa in ISAS if isa != "v2"]
 DTYPES = ["float32", "float64"]
 ODD = [1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 65, 97]
 ALPHA = 0.7
-SQUARES = np.array([1.0, 4.0])
+SQUARES, ONES = np.array([1.0, 4.0]), np.ones(3)
 
 
 def softplus(x):
@@ -75,6 +75,12 @@ def sum_of_powers(x):
 def nested(x):
     square = lambda t: t**2 + 0.5 * t  # noqa: E731
     return square(x) + sum([x**i for i in (1, 2)])
+
+
+def refuses(x):
+    if x >= 9:
+        raise ValueError("too large")
+    return x
 
 
 def scaled(factor):
@@ -312,6 +318,55 @@ def test_padding_is_no_row(executor):
         mean, gradients = trainer.gradients(X, y)
         results.append([mean, *gradients["0.weight"].flat, *gradients["0.bias"], trainer.step(X, y), *trainer.net.flat])
     np.testing.assert_allclose(*results, rtol=1e-12)
+
+
+FAIL = {  # from 9 on
+    "raise": (refuses, None),
+    "tuple": (lambda x: x * (1.0, 1.0, 1.0)[int(abs(x)) // 3], lambda x: 1.0),
+    "array": (lambda x: x * ONES[int(abs(x)) // 3], lambda x: 1.0),
+    "derivative": (lambda x: x, lambda x: refuses(x) * 0 + 1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FAIL)
+def test_where_a_function_fails_there_is_nan(name, dtype, capfd):
+    function = Function(*FAIL[name], 1)
+    x = np.array([1, 9, 2, 12, 3, 4, 5, 6, 7], dtype)
+    fine = np.abs(x) < 9
+    for mode in (0, 1, 2):
+        a, d = block(function, x, d=np.full_like(x, 2), mode=mode)
+        np.testing.assert_array_equal(a, x if name == "derivative" and mode == 0 else np.where(fine, x, np.nan))
+        np.testing.assert_array_equal(d, np.full_like(x, 2) if mode == 0 else np.where(fine, mode, np.nan))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", FAIL)
+def test_a_function_that_fails_is_no_number(name, executor):
+    X, y = np.full((40, 3), 4.0), np.zeros((40, 2))
+    net = mb.Sequential(
+        mb.Linear(3, 2, init=np.ones((3, 2))), mb.ReLU(), mb.Activation(*FAIL[name]), mb.ReLU(), dtype="float64"
+    )
+    trainer = mb.Trainer(net, "mse", executor=executor)
+    before = net.flat.copy()
+    with pytest.raises((ValueError, IndexError) if executor == "numpy" else FloatingPointError):
+        trainer.step(X, y)
+    assert (net.flat == before).all()
+
+
+def test_rows_that_are_none_may_fail(executor):
+    def divides(z, y):
+        if y == 0:
+            raise ZeroDivisionError
+        return (z - y) ** 2 / y
+
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((40, 3)), rng.uniform(1, 2, (40, 2))
+    losses = [
+        mb.Trainer(mb.mlp([3, 2], dtype="float64"), mb.Loss(f), executor=executor).step(X, y)
+        for f in (divides, lambda z, y: (z - y) ** 2 / y)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-13)
 
 
 def test_nan_is_not_hidden():

@@ -9,6 +9,8 @@ Callbacks are C functions, one per dtype (T):
 - an activation, ``void f(T *a, T *d, int64 n, int64 mode)``: a = f(a). Mode 0 leaves d alone (it may be NULL), 1 sets
   d = f'(a), 2 multiplies d by f'(a).
 - a loss, ``void f(T *z, T *y, int64 n, int64 mode)``: y = f(z, y), and z = df/dz unless mode is 0.
+
+Where a function raises an exception, value and slope are NaN.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ class _Compiler(CompilerBase):
         return [passes]
 
 
-OPTIONS = {"pipeline_class": _Compiler, "error_model": "numpy", "forceinline": True}
+OPTIONS = {"pipeline_class": _Compiler, "error_model": "numpy", "forceinline": True, "boundscheck": True}
 jit = partial(numba.njit, **OPTIONS)
 overloaded = partial(overload, jit_options=OPTIONS, strict=False)  # strict: typers may not be annotated
 
@@ -112,6 +114,8 @@ def compiled(function: Function, dtype: str) -> Compiled:
     T = numba.float32 if dtype == "float32" else numba.float64
     cast = np.dtype(dtype).type
     value, both = (_of_one if function.arity == 1 else _of_two)(function, cast)
+    nan = cast(np.nan)
+    value, both = _or_else(value, nan), _or_else(both, (nan, nan))
     block = numba.njit(error_model="numpy")((_activation_block if function.arity == 1 else _loss_block)(value, both))
     pointer = numba.types.CPointer(T)
     signature = numba.void(pointer, pointer, numba.int64, numba.int64)
@@ -120,6 +124,18 @@ def compiled(function: Function, dtype: str) -> Compiled:
     except Exception as error:  # Numba lets errors of many kinds through
         raise TypeError(f"{function.name} can't be compiled by numba: {error}") from error
     return Compiled(callback.address, callback, block, value, both)
+
+
+def _or_else(function: Any, otherwise: Any) -> Any:
+    """`function`, and `otherwise` where it raises an exception, which would end the block unseen."""
+
+    def guarded(*numbers):
+        try:
+            return function(*numbers)
+        except Exception:
+            return otherwise
+
+    return jit(guarded)
 
 
 def _of_one(function: Function, cast: Any) -> tuple[Any, Any]:
