@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from math import erf, tanh
+from types import ModuleType
 
 import numba
 import numpy as np
@@ -367,6 +368,32 @@ def test_rows_that_are_none_may_fail(executor):
         for f in (divides, lambda z, y: (z - y) ** 2 / y)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-13)
+
+
+def test_names_are_those_of_the_first_use(executor):
+    def slope():
+        return factor * table[0] * settings.unit
+
+    def leaky(x):
+        return slope() * x if x < 0 else x
+
+    table, settings = np.ones(1), ModuleType("settings")
+    settings.unit = 1.0
+    X = np.full((2, 3), -1.0)
+
+    def found(activation):
+        net = mb.Sequential(activation, mb.Linear(3, 1, init=np.ones((3, 1))), dtype="float64")
+        return [net(X)[0, 0], -(mb.Trainer(net, "mse", executor=executor).evaluate(X, np.zeros(2))["loss"] ** 0.5)]
+
+    for factor in (1, 0.1, 0.5):
+        activation = mb.Activation(leaky)
+        assert found(activation) == pytest.approx([-3 * factor] * 2)
+    compile_again = activation.function.compiled(np.dtype("float64"))
+    assert mb.Activation(leaky).function.compiled(np.dtype("float64")) is compile_again
+    table[0] = 2
+    assert found(activation) == pytest.approx([-3] * 2)
+    settings.unit = 3.0
+    assert found(mb.Activation(leaky)) == pytest.approx([-9] * 2)
 
 
 def test_nan_is_not_hidden():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .dual import derivative
+from .rebind import looked_up
 
 if TYPE_CHECKING:
     from .compiler import Compiled
@@ -74,7 +75,8 @@ class Function:
         return _each(self.df, *arrays, *([value] if self.takes_value else []))
 
     def compiled(self, dtype: np.dtype) -> Compiled:
-        """The callback for blocks of `dtype`. Compiles when first asked for, which takes about a second.
+        """The callback for blocks of `dtype`. Compiles when first asked for, which takes about a second, and anew when
+        names that the functions look up stand for something else.
 
         Raises
         ------
@@ -85,7 +87,7 @@ class Function:
         """
         from .compiler import compiled
 
-        return compiled(self, np.dtype(dtype).name)
+        return compiled(self, np.dtype(dtype).name, looked_up(self.f, self.df))
 
     def _check(self) -> None:
         """Raise a `ValueError` unless f is finite and f' is what finite differences say."""

@@ -109,8 +109,8 @@ def user_jit(f: Callable[..., Any]) -> Any:
 
 
 @lru_cache(maxsize=256)
-def compiled(function: Function, dtype: str) -> Compiled:
-    """What `Function.compiled` does."""
+def compiled(function: Function, dtype: str, looked_up: tuple[Any, ...]) -> Compiled:
+    """What `Function.compiled` does; `looked_up` tells one state of the function's surroundings from another."""
     T = numba.float32 if dtype == "float32" else numba.float64
     cast = np.dtype(dtype).type
     value, both = (_of_one if function.arity == 1 else _of_two)(function, cast)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -22,6 +23,33 @@ def rebind(f: Callable[..., Any], functions: Mapping[str, Any], wrap: Callable[[
     return _Rebinding(functions, wrap).function(f)
 
 
+def looked_up(*functions: Any) -> tuple[Any, ...]:
+    """What functions, and those that they call, find by the names they use: equal, if nothing has changed since."""
+    found: dict[FunctionType, tuple[Any, ...]] = {}
+    left = list(functions)
+    while left:
+        f = left.pop()
+        f = getattr(f, "py_func", f)  # what Numba compiled
+        if not isinstance(f, FunctionType) or f in found:
+            continue
+        values = [*_globals(f).values(), *(cell.cell_contents for cell in f.__closure__ or ())]
+        for module in [v for v in values if isinstance(v, ModuleType) and v not in (np, math)]:
+            values += [getattr(module, name) for name in _names(f.__code__) if hasattr(module, name)]
+        found[f] = tuple(_contents(v) for v in values)
+        left += values
+    return tuple(found.items())
+
+
+def _contents(value: Any) -> Any:
+    """What is equal for equal values only, numbers' types and signs and the elements of arrays included."""
+    if isinstance(getattr(value, "py_func", value), (FunctionType, ModuleType)):
+        return value
+    try:
+        return pickle.dumps(value)
+    except Exception:  # of any kind: the value's own
+        return object()
+
+
 class _Rebinding:
     def __init__(self, functions: Mapping[str, Any], wrap: Callable[[Any], Any]) -> None:
         self.functions, self.wrap = functions, wrap
@@ -32,9 +60,7 @@ class _Rebinding:
         f = getattr(f, "py_func", f)  # what Numba compiled
         if not isinstance(f, FunctionType):
             return self.value(f)
-        names = set(_names(f.__code__))
-        found = {**vars(builtins), **f.__globals__}
-        swapped = {name: self.value(found[name]) for name in names if name in found}
+        swapped = {name: self.value(value) for name, value in _globals(f).items()}
         cells = tuple(CellType(self.value(cell.cell_contents)) for cell in f.__closure__ or ())
         copy = FunctionType(f.__code__, {**f.__globals__, **swapped}, f.__name__, f.__defaults__, cells)
         copy.__kwdefaults__ = f.__kwdefaults__
@@ -60,6 +86,12 @@ class _Rebinding:
                 value = getattr(module, name)
                 vars(stand_in)[name] = self.functions.get(NAMES.get(id(value), ""), value)
         return stand_in
+
+
+def _globals(f: FunctionType) -> dict[str, Any]:
+    """The globals and built-ins that a function and those inside it use."""
+    found = {**vars(builtins), **f.__globals__}
+    return {name: found[name] for name in dict.fromkeys(_names(f.__code__)) if name in found}
 
 
 def _names(code: CodeType) -> Iterator[str]:
