@@ -37,8 +37,8 @@ class LabelAccuracy(Accuracy):
 class R2:
     """The coefficient of determination, 1 - sum w (y - z)^2 / sum w (y - mean y)^2, averaged over the outputs.
 
-    As in scikit-learn, an output whose target is constant counts 1 if it is met exactly, else 0. Means and sums of
-    squares of chunks are put together by the formula of Chan, Golub and LeVeque (1983).
+    As in scikit-learn, an output whose target is constant, in the rows that have weight, counts 1 if it is met exactly,
+    else 0. Means and sums of squares of chunks are put together by the formula of Chan, Golub and LeVeque (1983).
     """
 
     name = "r2"
@@ -46,6 +46,7 @@ class R2:
     def __init__(self) -> None:
         self._weight = 0.0
         self._mean = self._total = self._residual = np.float64(0)
+        self._least, self._most = np.float64(np.inf), np.float64(-np.inf)  # of a target: sums of squares are rounded
 
     def add(self, out: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
         """Raw outputs (n, C), targets (n, C), weights (n,)."""
@@ -60,9 +61,12 @@ class R2:
         self._total = self._total + weight @ (y - mean) ** 2 + apart**2 * (self._weight * added / total)
         self._mean = self._mean + apart * (added / total)
         self._weight = total
+        counted = y if weight.all() else y[weight > 0]
+        self._least = np.minimum(self._least, counted.min(axis=0))
+        self._most = np.maximum(self._most, counted.max(axis=0))
 
     def result(self) -> float:
-        constant = self._total == 0
+        constant = (self._least == self._most) | (self._total == 0)  # or so near that squares are 0
         with np.errstate(divide="ignore", invalid="ignore"):
             r2 = 1 - self._residual / self._total
         return float(np.where(constant, self._residual == 0, r2).mean())

@@ -23,6 +23,7 @@ from .rng import permutation as permutation  # the order of an epoch, drawn with
 DTYPES = frozenset(np.dtype(name) for name in ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
 _WIDEST = np.dtype("f8")
 _LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (np.dtype("f4"), _WIDEST)}  # numbers that networks may have
+_WEIGHTS = (1e-280, 1e280)
 _FEW = 1 << 11  # labels of a mini-batch, which one by one take less time than a call of NumPy
 _CHUNK = 1 << 20  # elements that a check may look at, and make temporaries of, at a time
 
@@ -128,7 +129,10 @@ def flat(y: Any) -> bool:
 def check_weights(
     sample_weight: Any, X: np.ndarray, name: str = "sample_weight", X_name: str = "X", zeros: bool = False
 ) -> np.ndarray:
-    """`sample_weight` as an array (n,), float64, contiguous: finite, none negative, not all zero unless `zeros`."""
+    """`sample_weight` as an array (n,), float64, contiguous: finite, none negative, not all zero unless `zeros`.
+
+    The largest is in `_WEIGHTS`, so that sums of weights, and of weighted losses, are neither denormal nor infinite.
+    """
     array = numbers(sample_weight, name)
     if array.shape != (len(X),):
         raise ValueError(f"{name} must have shape ({len(X)},), one weight for each row of {X_name}; got {array.shape}")
@@ -137,8 +141,12 @@ def check_weights(
     if array.min() < 0:
         row = int(array.argmin())
         raise ValueError(f"{name} must not be negative; got {array[row]} in row {row}")
-    if not zeros and not array.any():
+    (least, most), largest = _WEIGHTS, float(array.max())
+    if not zeros and not largest:
         raise ValueError(f"{name} is zero in every row")
+    if largest and not least <= largest <= most:
+        row = int(array.argmax())
+        raise ValueError(f"{name} must be from {least} to {most} where it is largest; got {array[row]} in row {row}")
     return array
 
 
@@ -147,10 +155,10 @@ def check_rows(rows: Any, n: int) -> np.ndarray:
     array = np.asarray(rows)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise TypeError(f"rows must be a list of row numbers; got {array.dtype} of shape {array.shape}")
-    array = array.astype(np.int64)
     wrong = (array < -n) | (array >= n)
     if wrong.any():
         raise IndexError(f"rows holds {array[wrong][0]}; X has {n} rows")
+    array = array.astype(np.int64)
     return np.where(array < 0, array + n, array)
 
 
@@ -177,8 +185,9 @@ def numbers(values: Any, name: str, classes: bool = False) -> np.ndarray:
         raise TypeError(f"{name} is sparse ({type(values).__name__}); give a dense array: {name}.toarray()")
     try:
         array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{name} can't be made an array: {error}") from None
+    except (ValueError, TypeError, RuntimeError) as error:  # of NumPy's, or of whoever makes the array
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} can't be made an array: {error}") from None
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype not in DTYPES:

@@ -248,6 +248,16 @@ def test_targets_get_a_column_per_output():
         (np.array([1, 0, 0, np.nan, 1]), ValueError, "sample_weight must be finite; got nan in row 3"),
         (np.zeros(5), ValueError, "sample_weight is zero in every row"),
         (
+            np.array([0, 0, 0, 1e-310, 0]),
+            ValueError,
+            "sample_weight must be from 1e-280 to 1e+280 where it is largest; got 1e-310 in row 3",
+        ),
+        (
+            np.array([0, 1e306, 0, 0, 0]),
+            ValueError,
+            "sample_weight must be from 1e-280 to 1e+280 where it is largest; got 1e+306 in row 1",
+        ),
+        (
             ["1"] * 5,
             TypeError,
             "sample_weight must hold booleans, integers or floats of at most 64 bits; got dtype <U1",
@@ -257,6 +267,43 @@ def test_targets_get_a_column_per_output():
 def test_wrong_weights_are_refused_and_named(weights, error, message):
     with says(error, message):
         check_weights(weights, X5)
+
+
+def test_tiny_and_huge_weights_are_taken_up_to_their_limits():
+    for weight in (1e-280, 1e280):
+        assert check_weights(np.full(5, weight), X5)[0] == weight
+    assert not check_weights(np.zeros(5), X5, zeros=True).any()
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError])
+def test_what_refuses_to_be_an_array_is_named(error):
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            raise error("this tensor requires grad")
+
+    with says(TypeError, "X can't be made an array: this tensor requires grad"):
+        check_X(Tensor(), 3)
+
+
+def test_torchs_tensors_are_named():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is too large for the test extra")
+    assert check_X(torch.ones(5, 3), 3).shape == (5, 3)
+    for tensor in torch.ones(5, 3, requires_grad=True), torch.ones(5, 3, dtype=torch.bfloat16):
+        with says(TypeError, "X can't be made an array: "):
+            check_X(tensor, 3)
+        with says(TypeError, "y can't be made an array: "):
+            check_y(tensor, X5, "regression", 3)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype[0] in "iu"])
+def test_rows_that_are_not_there_are_named_as_they_were_given(dtype):
+    most = np.iinfo(dtype).max
+    assert data.check_rows(np.array([0, 4], dtype), 5).tolist() == [0, 4]
+    for n in 5, 1000:
+        for row in {most, np.iinfo(dtype).min}:
+            if not -n <= row < n:
+                with says(IndexError, f"rows holds {row}; X has {n} rows"):
+                    data.check_rows(np.array([0, row], dtype), n)
 
 
 def test_weights_become_contiguous_doubles():

@@ -641,6 +641,23 @@ def test_r2_of_a_constant_target_is_1_or_0(executor):
     assert trainer.evaluate(X, np.ones((N, 3)))["r2"] == 0
 
 
+@pytest.mark.parametrize("chunk", [1, 64, 1 << 20])
+def test_r2_knows_a_constant_target_whatever_its_sums_are_rounded_to(chunk, monkeypatch):
+    monkeypatch.setattr(trainer, "_CHUNK", chunk)
+    one = make("numpy", "mse")
+    for value in (0.1, 1 / 3, 1e30, -7.7):
+        constant = np.full((N, 3), value)
+        assert one.evaluate(X, constant)["r2"] == 0
+        apart = np.where(np.arange(N)[:, None] % 7 == 3, 5.0, constant)  # in rows without weight
+        assert one.evaluate(X, apart, sample_weight=np.arange(N) % 7 != 3)["r2"] == 0
+    one.net.flat[:] = 0
+    one.net.parameters()["3.bias"][:] = 0.1
+    assert one.evaluate(X, np.full((N, 3), np.float32(0.1)), sample_weight=W)["r2"] == 1
+    tiny = np.zeros((N, 3))
+    tiny[0] = 1e-200  # its square is 0
+    assert one.evaluate(X, tiny)["r2"] == 0
+
+
 def test_validation_is_an_evaluation_after_the_epoch(executor):
     trainer = make(executor)
     history = fit(trainer, X, Y, max_epochs=2, X_val=X[:30], y_val=Y[:30])
