@@ -50,8 +50,16 @@ def boolean(argument: str, value: object) -> bool:
     return bool(value)
 
 
+def verbose(value: object) -> bool:
+    """Whether there is something to say: 0 and False stand for nothing, larger integers and True for all there is."""
+    return bool(value) if isinstance(value, (bool, np.bool_)) else integer("verbose", value, 0) > 0
+
+
 def number_or_schedule(argument: str, value: object, interval: str) -> float | Callable[[int], float]:
     """`value` as a float in `interval`; a function of the step, such as a schedule, as it is."""
+    if isinstance(value, type):
+        came = f"the class {value.__name__}, no instance"
+        raise TypeError(f"{argument} must be a number in {interval}, or a schedule; got {came}")
     return value if callable(value) else number(argument, value, interval)
 
 

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
+def check_trainer(trainer: object) -> None:
+    """Raise a `TypeError` if it isn't one."""
+    from .trainer import Trainer
+
+    if not isinstance(trainer, Trainer):
+        raise TypeError(f"trainer must be a Trainer; got {type(trainer).__name__}")
+
+
 def trial(trainer: Trainer, optimizer: Optimizer, **settings: Any) -> Trainer:
     """A copy that begins an epoch, with this optimiser, other settings, and a history of its own.
 

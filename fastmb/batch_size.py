@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._checks import integer, number
+from ._checks import verbose as check_verbose
 from ._errors import missing_extra
 from ._per_example import check_rows_apart
 from ._progress import Whole
-from ._trial import present_lr, standing, trial
+from ._trial import check_trainer, present_lr, standing, trial
 from .optim import SGD, Optimizer
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def advise_batch_size(
     --------
     branch_test : The check by experiment.
     """
-    seconds = number("seconds", seconds, "(0, inf)")
+    check_trainer(trainer)
+    seconds, verbose = number("seconds", seconds, "(0, inf)"), check_verbose(verbose)
     n = len(X)
     chosen = (
         [size for size in SIZES if size <= n] if sizes is None else [integer("sizes", size, 1, n) for size in sizes]
@@ -259,6 +261,8 @@ def branch_test(
     KeyboardInterrupt
         At Ctrl-C.
     """
+    check_trainer(trainer)
+    verbose = check_verbose(verbose)
     if (X_val is None) != (y_val is None):
         raise ValueError("X_val and y_val must be given together")
     for factor in factors:

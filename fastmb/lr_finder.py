@@ -17,7 +17,7 @@ import numpy as np
 from ._checks import integer, number
 from ._errors import missing_extra
 from ._progress import Whole
-from ._trial import standing, trial
+from ._trial import check_trainer, standing, trial
 from .callbacks import Callback
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def find_lr(
     >>> 0.001 < found.suggestion < 1
     True
     """
+    check_trainer(trainer)
     start_lr, end_lr = number("start_lr", start_lr, "(0, inf)"), number("end_lr", end_lr, "(0, inf)")
     if end_lr <= start_lr:
         raise ValueError(f"end_lr must be larger than start_lr = {start_lr}; got {end_lr}")

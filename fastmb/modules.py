@@ -342,6 +342,7 @@ class Dropout(Module):
         object.__setattr__(self, "p", _checks.number_or_schedule("p", self.p, "[0, 1)"))
 
 
+@dataclass(frozen=True, repr=False)
 class Softmax(Module):
     """exp(x_c) / sum exp(x), as the last module: `Sequential` then gives probabilities.
 

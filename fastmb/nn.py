@@ -7,7 +7,7 @@ modules, from `fastmb.modules`, have their public place here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -96,7 +96,8 @@ class Sequential:
     task : {"classification", "multilabel", "regression"} or None
         What `predict` returns; the loss of a `Trainer` decides it.
     squeeze : bool
-        Whether `predict` drops the output dimension, (n,) for (n, 1): a `Trainer` sets it if y was (n,).
+        Whether `predict`, and `predict_proba` of a label, drop the output dimension, (n,) for (n, 1): a `Trainer` sets
+        it if y was (n,).
     input_scale : float
         What inputs are multiplied by before anything else: a `Trainer` sets its own.
 
@@ -187,7 +188,9 @@ class Sequential:
         """What the network says of each row, by its `task`.
 
         The most probable class, int64 ``(n,)``, after training with cross-entropy; which labels are more probable than
-        not, int64 ``(n, n_outputs)``, after binary cross-entropy; else the output. Takes rows or one row, finite.
+        not, int64 ``(n, n_outputs)``, after binary cross-entropy; else the output, ``(n, n_outputs)``. Of the last two,
+        ``(n,)`` where the network has one output and was trained with y of shape ``(n,)``: see `squeeze`. Takes rows,
+        or one row, whose n is left out; finite.
         """
         if self.task == "classification":
             classes: np.ndarray = self._output(X, True, None).argmax(axis=-1)
@@ -197,7 +200,10 @@ class Sequential:
         return self._squeezed(self._output(X, True, softmax_ if self.softmax else None))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The probability of each class or label, ``(n, n_outputs)``.
+        """The probability of each class or label, ``(n, n_outputs)``, or of one row ``(n_outputs,)``.
+
+        Where the network has one output and was trained by binary cross-entropy with y of shape ``(n,)``, it is that of
+        the label 1, ``(n,)``: see `squeeze`.
 
         Raises
         ------
@@ -385,12 +391,14 @@ def mlp(
       (3): Linear(128, 10)
     )
     """
-    sizes = list(sizes)
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise TypeError(f"sizes must be a sequence of integers such as [784, 128, 10]; got {sizes!r}")
+    sizes = [_checks.integer(f"sizes[{i}]", size, 1) for i, size in enumerate(sizes)]
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 values, features and outputs; got {sizes!r}")
-    if callable(activation):
+    if not isinstance(activation, (str, Activation)):
         raise TypeError(f"activation must be a name or a module such as Activation(f); got {activation!r}")
-    if not isinstance(activation, Activation):
+    if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             raise unknown_name("activation", activation, ACTIVATIONS)
         activation = ACTIVATIONS[activation]()
@@ -421,8 +429,8 @@ def _check_dtype(dtype: Any) -> np.dtype:
         found: np.dtype = np.dtype(dtype)
     except TypeError:
         raise unknown_name("dtype", dtype, DTYPES) from None
-    if found.name not in DTYPES or not found.isnative:
-        raise unknown_name("dtype", found.name, DTYPES)
+    if dtype is None or found.name not in DTYPES or not found.isnative:  # NumPy takes None for float64
+        raise unknown_name("dtype", dtype, DTYPES)
     return found
 
 

@@ -21,6 +21,7 @@ from . import executors, losses, optim
 from ._averaged import Averaged
 from ._checks import boolean, integer, number
 from ._checks import seed as check_seed
+from ._checks import verbose as check_verbose
 from ._errors import unknown_metric, unknown_name
 from ._fitting import Epoch, Fitting
 from ._gradient_stats import FIGURES
@@ -543,7 +544,7 @@ class Trainer(PerExample, Averaged):
         begin = time.perf_counter()
         max_epochs = integer("max_epochs", max_epochs, 1)
         limit = _FOREVER if max_seconds is None else number("max_seconds", max_seconds, "[0, inf)")
-        check_finite = boolean("check_finite", check_finite)
+        check_finite, verbose = boolean("check_finite", check_finite), check_verbose(verbose)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be given together")
         if callbacks != ():
@@ -579,7 +580,7 @@ class Trainer(PerExample, Averaged):
                     callback.on_fit_begin(self, metrics)
                 self.history.stopped = None
                 fitting = Fitting(self, batches, steps, begin + limit, callbacks)
-                self.history.stopped = fitting.run(max_epochs, val, goals, bool(verbose))
+                self.history.stopped = fitting.run(max_epochs, val, goals, verbose)
             except BaseException as error:
                 self._under_way = False
                 for callback in callbacks:

@@ -191,10 +191,12 @@ def test_copies_have_the_settings_that_count():
         (lambda t: mb.advise_batch_size(t, X, Y, seconds=0), "seconds must be a number"),
         (lambda t: mb.branch_test(t, X, Y, factors=[0]), "factors must be a number"),
         (lambda t: mb.branch_test(t, X, Y, X_val=X), "X_val and y_val must be given together"),
+        (lambda t: mb.advise_batch_size(t, X, Y, verbose="no"), "verbose must be an integer >= 0; got 'no'"),
+        (lambda t: mb.branch_test(t, X, Y, verbose=None), "verbose must be an integer >= 0; got None"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call(trained())
 
 

@@ -68,6 +68,9 @@ def test_a_wrong_trainer_is_refused(executor, options, error, message):
         ({"max_epochs": 1.5}, TypeError, "max_epochs must be an integer >= 1; got 1.5"),
         ({"max_seconds": -1}, ValueError, "max_seconds must be a number in [0, inf); got -1"),
         ({"check_finite": "no"}, TypeError, "check_finite must be True or False; got 'no'"),
+        ({"verbose": "x"}, TypeError, "verbose must be an integer >= 0; got 'x'"),
+        ({"verbose": None}, TypeError, "verbose must be an integer >= 0; got None"),
+        ({"verbose": -1}, ValueError, "verbose must be an integer >= 0; got -1"),
         ({"X_val": X}, ValueError, "X_val and y_val must be given together"),
         ({"y_val": Y}, ValueError, "X_val and y_val must be given together"),
         ({"X_val": X[:, :2], "y_val": Y}, ValueError, "X_val has 2 features; the network takes 3"),
@@ -88,7 +91,7 @@ def test_a_wrong_trainer_is_refused(executor, options, error, message):
 def test_wrong_options_of_fit_are_refused(executor, options, error, message):
     trainer = mb.Trainer(NET, executor=executor)
     with pytest.raises(error, match="^" + re.escape(message)):
-        trainer.fit(X, Y, verbose=0, **options)
+        trainer.fit(X, Y, **{"verbose": 0} | options)
     assert trainer.t == 0
 
 
@@ -114,6 +117,18 @@ def test_numbers_that_the_networks_dtype_makes_infinite_are_refused(executor, lo
             trainer.fit(X, y + 1e300, verbose=0)
     assert trainer.t == 0
     mb.Trainer(mb.mlp([3, 4, 2], dtype="float64"), loss, executor=executor).evaluate(large * 1e-200, y)
+
+
+@pytest.mark.parametrize("verbose", [0, False, np.bool_(False), np.int64(0), 1, True, 2])
+def test_whether_a_fit_says_something_is_a_number_or_a_bool(verbose, capsys):
+    mb.Trainer(NET, executor="numpy").fit(X, Y, max_epochs=1, verbose=verbose)
+    assert bool(capsys.readouterr().err) == bool(verbose)
+
+
+@pytest.mark.parametrize("function", [mb.find_lr, mb.branch_test, mb.advise_batch_size])
+def test_what_tries_something_on_a_trainer_takes_no_network(function):
+    with pytest.raises(TypeError, match=r"^trainer must be a Trainer; got Sequential$"):
+        function(NET, X, Y)
 
 
 def test_ragged_data_are_named(executor):

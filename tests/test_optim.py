@@ -158,6 +158,16 @@ def test_names_repr_equality_and_pickle():
         (lambda: mb.SGD(lr=-1), ValueError, r"lr must be a number in \[0, inf\); got -1"),
         (lambda: mb.SGD(lr=math.nan), ValueError, "lr must be a number in .*; got nan"),
         (lambda: mb.SGD(lr="fast"), TypeError, "lr must be a number in .*; got 'fast'"),
+        (
+            lambda: mb.SGD(lr=mb.StepLR),
+            TypeError,
+            r"lr must be a number in \[0, inf\), or a schedule; got the class StepLR, no instance",
+        ),
+        (lambda: mb.SGD(mb.ReduceLROnPlateau), TypeError, "lr must be .*; got the class ReduceLROnPlateau"),
+        (lambda: mb.Muon(mb.StepLR), TypeError, "lr must be .*; got the class StepLR"),
+        (lambda: mb.SGD(momentum=float), TypeError, "momentum must be .*; got the class float"),
+        (lambda: mb.Adam(betas=(mb.StepLR, 0.9)), TypeError, r"betas\[0\] must be .*; got the class StepLR"),
+        (lambda: mb.Dropout(mb.StepLR), TypeError, r"p must be a number in \[0, 1\), or .*; got the class StepLR"),
         (lambda: mb.SGD(momentum=1), ValueError, r"momentum must be a number in \[0, 1\); got 1"),
         (lambda: mb.SGD(momentum=True), TypeError, "momentum must be a number in .*; got True"),
         (

@@ -187,7 +187,7 @@ class Optimizer:
     @cached_property
     def reacts(self) -> bool:
         """Whether the learning rate follows from a trainer's history: a `ReduceLROnPlateau`."""
-        return hasattr(self.lr, "monitor")
+        return hasattr(type(self.lr), "monitor")
 
     def learning_rates(self, t0: int, n: int) -> np.ndarray:
         """The learning rates of the `n` steps after `t0`, float64 ``(n,)``: lr, or lr(t0), lr(t0 + 1), ..."""
