@@ -30,6 +30,8 @@ _AHEAD = 1024  # updates
 class Averaged:
     """Coefficients of the next updates; the network with its averaged weights."""
 
+    _since = 0  # epochs that were complete when the learning rate was assigned: one that reacts begins there
+
     if TYPE_CHECKING:
         net: Sequential
         optimizer: Optimizer
@@ -77,12 +79,13 @@ class Averaged:
         return rates[these], rows[these]
 
     def _reacted(self) -> float:
-        """The learning rate that follows from the epochs that are complete."""
+        """The learning rate that follows from the epochs that are complete since it was assigned."""
         schedule: Any = self.optimizer.lr
+        self._since = min(self._since, self.epoch)  # a divergence may have taken epochs back
         done, standing = self._standing or (0, schedule.start())
         rows = self.history._rows
         while done < len(rows) and rows[done]["epoch"] <= self.epoch:
-            if schedule.monitor in rows[done]:
+            if rows[done]["epoch"] > self._since and schedule.monitor in rows[done]:
                 standing = schedule.after(standing, rows[done][schedule.monitor])
             done += 1
         self._standing = done, standing

@@ -129,7 +129,13 @@ def describe(trainer: Trainer, tensors: Tensors) -> dict[str, Any]:
         "optimizer": _spec(trainer.optimizer, _OPTIMIZERS, "optimizer", tensors),
         "average": None if trainer.average is None else _spec(trainer.average, AVERAGES, "average", tensors),
         "trainer": {name: getattr(trainer, name) for name in _SETTINGS},
-        "position": {"t": trainer.t, "epoch": trainer.epoch, "current": None, "pending": None},
+        "position": {
+            "t": trainer.t,
+            "epoch": trainer.epoch,
+            "since": min(trainer._since, trainer.epoch),
+            "current": None,
+            "pending": None,
+        },
         "history": {"stopped": trainer.history.stopped, "rows": trainer.history._rows},
     }
     if current is not None and current.done:
@@ -306,7 +312,7 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
         if not name.startswith("pending."):
             array[...] = theirs[name]
     trainer.net.squeeze, trainer._pending, trainer._standing = found.net.squeeze, found._pending, None
-    trainer.t, trainer.epoch, trainer._current = found.t, found.epoch, found._current
+    trainer.t, trainer.epoch, trainer._since, trainer._current = found.t, found.epoch, found._since, found._current
     vars(trainer.history).update(vars(found.history))
 
 
@@ -351,7 +357,8 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     settings = dict(zip(_SETTINGS, _entries(settings, _SETTINGS, "trainer"), strict=True))
     for name in _FLAGS:
         _check_bool(settings[name], f"trainer.{name}")
-    t, epoch, place, pending = _entries(position, ("t", "epoch", "current", "pending"), "position")
+    position = {"since": 0} | position if isinstance(position, dict) else position  # older files don't have it
+    t, epoch, since, place, pending = _entries(position, ("t", "epoch", "since", "current", "pending"), "position")
     rows = integer("batch_size", settings["batch_size"], 1, _MOST)
     rows *= integer("accumulate_steps", settings["accumulate_steps"], 1, _MOST)
     current = None if place is None else _current(place, rows, settings, tensors)
@@ -377,7 +384,7 @@ def _restored(description: Any, tensors: Tensors) -> Trainer:
     for name, array in _arrays(trainer).items():
         array[:] = tensors[name]
     trainer.t, trainer.epoch = integer("t", t, 0, 2**62), integer("epoch", epoch, 0, _MOST)
-    trainer._current = current
+    trainer._since, trainer._current = integer("since", since, 0, trainer.epoch), current
     trainer.history.stopped, trainer.history._rows = _history(history)
     if "history.example_norms" in tensors:
         norms = tensors["history.example_norms"]

@@ -249,6 +249,8 @@ class Trainer(PerExample, Averaged):
             same = ours == theirs and self.state.shape == new.state.shape
             if self.t and not (same and averaged_alike(self.average, new.average, self.t, self.epoch)):
                 raise ValueError(f"{shown}it needs another state than {self.t} updates have left; {instead}")
+            if name == "optimizer" and new.optimizer.lr is not self.optimizer.lr:
+                self._since = self.epoch
             vars(self)[name] = vars(new)[name]
             self._ahead = self._standing = None
             if not same or (name == "optimizer" and not self.t):

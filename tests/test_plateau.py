@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastmb as mb
-from fastmb import _fitting, _snapshot
+from fastmb import _fitting, _snapshot, checkpoint
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 6)).astype(np.float32)
@@ -90,6 +91,80 @@ def test_a_step_has_the_rate_of_the_epochs_before():
     other._build(other.state)
     other.step(X, Y)
     assert (trainer.net.flat == other.net.flat).all()
+
+
+def rates(schedule, losses):
+    """What the schedule makes of losses, from its own first epoch on."""
+    standing, found = schedule.start(), []
+    for loss in losses:
+        found.append(standing.lr)
+        standing = schedule.after(standing, loss)
+    return found
+
+
+@pytest.mark.parametrize("way", ["go on", "checkpoint", "pickle", "load"])
+def test_one_that_is_assigned_begins_with_the_epochs_after(way, executor, tmp_path):
+    options = {"batch_size": 16, "executor": executor}
+    trainer = mb.Trainer(mb.mlp([6, 8, 3]), optimizer=mb.SGD(1e-3, 0.9), **options)
+    trainer.fit(X, Y, max_epochs=4, verbose=0)
+    schedule = mb.ReduceLROnPlateau(0.1, "loss", patience=0, threshold=0.5, factor=0.5)
+    trainer.optimizer = mb.SGD(schedule, 0.9)
+    assert trainer._reacted() == 0.1
+    trainer.fit(X, Y, max_epochs=3, verbose=0)
+    trainer.batch_size = 16  # another setting: all is worked out anew
+    if way == "checkpoint":
+        trainer.save(tmp_path / "file")
+        trainer = mb.load(tmp_path / "file")
+    elif way == "pickle":
+        trainer = pickle.loads(pickle.dumps(trainer))
+    elif way == "load":
+        trainer.save(tmp_path / "file")
+        trainer = mb.Trainer(mb.mlp([6, 8, 3]), optimizer=mb.SGD(schedule, 0.9), **options)
+        trainer.load(tmp_path / "file")
+    history = trainer.fit(X, Y, max_epochs=3, verbose=0)
+    assert history["lr"][4:] == rates(schedule, history["loss"][4:])
+    assert len(set(history["lr"][4:])) > 2
+    rate = trainer._reacted()
+    trainer.optimizer = replace(trainer.optimizer, weight_decay=0.1)  # the same schedule goes on
+    assert trainer._reacted() == rate
+    trainer.optimizer = mb.SGD(copy.copy(schedule), 0.9)  # one like it begins
+    assert trainer._reacted() == 0.1
+
+
+def test_a_divergence_goes_back_to_before_it_was_assigned(executor, monkeypatch):
+    monkeypatch.setattr(_snapshot, "IN_MEMORY", 0)
+    monkeypatch.setattr(_fitting, "SPARING", 1e9)
+    schedule = mb.ReduceLROnPlateau(0.1, "loss", patience=0, threshold=0.9)
+
+    class Assigning(mb.Callback):
+        def on_epoch_end(self, trainer, row):
+            if row["epoch"] == 3:
+                trainer.optimizer = mb.SGD(schedule, 0.9)
+                trainer.net.flat[:] = math.nan
+
+    trainer = mb.Trainer(mb.mlp([6, 8, 3]), optimizer=mb.SGD(0.01, 0.9), executor=executor)
+    with pytest.raises(FloatingPointError, match="in epoch 4"):
+        trainer.fit(X, Y, max_epochs=8, verbose=0, callbacks=[Assigning()])
+    assert trainer.epoch < 3
+    before = trainer.epoch
+    history = trainer.fit(X, Y, max_epochs=4, verbose=0)
+    assert history["lr"][before:] == rates(schedule, history["loss"][before:])
+
+
+def test_a_checkpoint_that_does_not_tell_the_epoch_is_loaded(tmp_path, monkeypatch):
+    trainer = make("numpy", threshold=0.9)
+    trainer.fit(X, Y, max_epochs=4, verbose=0)
+    describe = checkpoint.describe
+
+    def without(trainer, tensors):
+        found = describe(trainer, tensors)
+        assert found["position"].pop("since") == 0
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "describe", without)
+        trainer.save(tmp_path / "file")
+    assert mb.load(tmp_path / "file")._reacted() == trainer._reacted() < 0.1
 
 
 def test_a_metric_that_does_not_exist_is_told_with_those_that_do():

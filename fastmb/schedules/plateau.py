@@ -26,7 +26,9 @@ class ReduceLROnPlateau:
 
     As `torch.optim.lr_scheduler.ReduceLROnPlateau`, stepped after every epoch. It is a declaration as the schedules
     are, for ``SGD(lr=ReduceLROnPlateau(0.1))``: where it stands follows from the trainer's history, and is saved with
-    it. It takes a number for `lr`, and is no part of sequences and chains.
+    it. One that is assigned between fits, ``trainer.optimizer = SGD(lr=ReduceLROnPlateau(0.1))``, begins with the
+    epochs after; so the same one goes on in ``replace(trainer.optimizer, weight_decay=0.1)``. It takes a number for
+    `lr`, and is no part of sequences and chains.
 
     Parameters
     ----------
