@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._extension import compiled
-from .data import Batches, check_output_gradients, check_rows, check_X, flat
+from .data import Batches, check_output_gradients, check_rows, check_X
 from .losses import FromOutside
 from .plan import views
 
@@ -56,6 +56,7 @@ class PerExample:
 
         def _check_rows(self, rows: int, batch_size: int, drop_last: bool = False) -> None: ...
         def _mini_batch(self, X: Any, y: Any, sample_weight: Any, zeros: bool = False) -> Batches: ...
+        def _teach(self, y: Any = None) -> None: ...
         def _executor_for(self, loss: Loss) -> Executor: ...
         def _coefficients(self, n: int) -> tuple[np.ndarray, np.ndarray]: ...
         def _check_free(self, call: str) -> None: ...
@@ -122,7 +123,7 @@ class PerExample:
                     pending.weight, pending.rows, self._pending = weight + sums[0, 1], rows, pending
             if executor.made == made:
                 raise FloatingPointError(f"the loss is {sums[0, 0]}; nothing was added")
-            self.net.squeeze = flat(y)
+            self._teach(y)
             return _mean(sums)
 
     def apply(self) -> None:
@@ -192,6 +193,7 @@ class PerExample:
                     pending.rows, self._pending = rows, pending
             if not executor.made:
                 raise FloatingPointError("the outputs times output_gradients are not finite; nothing was added")
+            self._teach()
             return inputs
 
     def zero_grad(self) -> None:

@@ -314,6 +314,7 @@ def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     trainer.net.squeeze, trainer._pending, trainer._standing = found.net.squeeze, found._pending, None
     trainer.t, trainer.epoch, trainer._since, trainer._current = found.t, found.epoch, found._since, found._current
     vars(trainer.history).update(vars(found.history))
+    trainer._teach()
 
 
 def _read(data: bytes) -> tuple[dict[str, Any], Tensors]:

@@ -150,6 +150,14 @@ def check_weights(
     return array
 
 
+def copy_in(values: Any, array: np.ndarray, name: str) -> None:
+    """Copy `values`, which are assigned to `name`, into the array that stays there, if they have its shape."""
+    values = numbers(values, name)
+    if values.shape != array.shape:
+        raise ValueError(f"{name} must have shape {array.shape}; got {values.shape}")
+    array[...] = values
+
+
 def check_rows(rows: Any, n: int) -> np.ndarray:
     """Row numbers of a set of `n` rows, int64; negative ones count from the end."""
     array = np.asarray(rows)

@@ -94,12 +94,12 @@ class Sequential:
     plan : fastmb.plan.Plan
         What executors run.
     task : {"classification", "multilabel", "regression"} or None
-        What `predict` returns; the loss of a `Trainer` decides it.
+        What `predict` returns: the loss of the `Trainer` that trained last decides it, before that the first one's.
     squeeze : bool
         Whether `predict`, and `predict_proba` of a label, drop the output dimension, (n,) for (n, 1): a `Trainer` sets
         it if y was (n,).
     input_scale : float
-        What inputs are multiplied by before anything else: a `Trainer` sets its own.
+        What inputs are multiplied by before anything else: that of the same `Trainer`.
 
     Examples
     --------

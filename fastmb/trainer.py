@@ -28,7 +28,7 @@ from ._gradient_stats import FIGURES
 from ._metrics import BY_TASK
 from ._per_example import Pending, PerExample, check_rows_apart
 from ._planning import leaves
-from .data import Batches, check_weights, check_X, check_y, flat
+from .data import Batches, check_weights, check_X, check_y, copy_in, flat
 from .executors import Executor, Rules, Training, default_name
 from .history import History
 from .losses import Loss
@@ -204,7 +204,8 @@ class Trainer(PerExample, Averaged):
         self._current: Epoch | None = None  # an epoch that was broken off
         self._unlock()
         self._build(None)
-        net.task, net.input_scale = self.loss.task, self.input_scale
+        if net.task is None:
+            self._teach()
 
     def _unlock(self) -> None:
         self._lock = threading.RLock()
@@ -402,8 +403,16 @@ class Trainer(PerExample, Averaged):
                     self.net.flat_buffers[:] = buffers  # earlier parts of the mini-batch moved them
             if not done:
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
-            self.net.squeeze = flat(y)
+            self._teach(y)
             return _mean(*sums[0].tolist())
+
+    def _teach(self, y: Any = None) -> None:
+        """Tell the network what it predicts, and from what: what it is trained for, from then on."""
+        net, task, scale = self.net, self.loss.task, self.input_scale
+        if net.task != task or net.input_scale != scale:
+            net.task, net.input_scale = task, scale
+        if y is not None and net.squeeze != (squeeze := flat(y)):
+            net.squeeze = squeeze
 
     def _mini_batch(self, X: Any, y: Any, sample_weight: Any, zeros: bool = False) -> Batches:
         X, y, weight = self._checked(X, y, sample_weight, check_finite=False, zeros=zeros)
@@ -575,7 +584,7 @@ class Trainer(PerExample, Averaged):
                 )
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
             self._check_length(self.t + max_epochs * steps - under_way)
-            self.net.squeeze = flat(given)
+            self._teach(given)
             try:
                 self._under_way = True
                 for callback in callbacks:

@@ -200,6 +200,52 @@ def test_a_callback_cannot_change_other_settings(name, method):
 # ---- what calls leave behind ---------------------------------------------------------------------------------------
 
 
+def taught(net):
+    return net.task, net.input_scale, net.squeeze
+
+
+def test_another_trainer_of_a_network_tells_it_nothing_until_it_trains(executor):
+    Z, z = np.ones((50, 4)), np.arange(50) % 2
+    net = mb.mlp([4, 1])
+    first = mb.Trainer(net, "bce_with_logits", n_threads=1, executor=executor, input_scale=0.5)
+    assert taught(net) == ("multilabel", 0.5, False)  # by its first trainer, at once
+    first.fit(Z, z, max_epochs=1, verbose=0)
+    before, predicted = taught(net), net.predict_proba(Z)
+    assert before == ("multilabel", 0.5, True)
+    second = mb.Trainer(net, "mse", n_threads=1, executor=executor)
+    second.evaluate(Z, Z[:, :1])
+    for name, value in (("optimizer", mb.SGD(momentum=0.9)), ("input_scale", -1), ("loss", "mse2")):
+        with pytest.raises(ValueError, match=name):
+            setattr(first, name, value)
+    with pytest.raises(ValueError, match="batch_size"):
+        mb.Trainer(net, "mse", batch_size=0)
+    first.input_scale, second.input_scale = 0.25, 2.0
+    assert taught(net) == before
+    assert (net.predict_proba(Z) == predicted).all()
+    second.step(Z, Z[:, :1])
+    assert taught(net) == ("regression", 2.0, False)
+    first.accumulate(Z, z)
+    assert taught(net) == ("multilabel", 0.25, True)
+    second.fit(Z, z, max_epochs=1, verbose=0)
+    assert taught(net) == ("regression", 2.0, True)
+    first.zero_grad()
+    first.backward(Z, Z[:, :1])
+    assert taught(net)[:2] == ("multilabel", 0.25)
+
+
+def test_a_checkpoint_tells_the_network_of_the_trainer_that_loads_it(tmp_path):
+    Z, z = np.ones((50, 4)), np.arange(50) % 2
+    net = mb.mlp([4, 1])
+    mb.Trainer(net, "mse", input_scale=0.1).step(Z, z)
+    second = mb.Trainer(net, "bce_with_logits", input_scale=0.5)
+    other = mb.Trainer(mb.mlp([4, 1]), "bce_with_logits", input_scale=0.5)
+    other.step(Z, Z[:, :1])
+    other.save(tmp_path / "file")
+    second.load(tmp_path / "file")
+    assert taught(net) == taught(other.net) == taught(mb.load(tmp_path / "file").net)
+    assert (net.predict_proba(Z) == other.net.predict_proba(Z)).all()
+
+
 def test_only_training_tells_whether_predictions_have_a_dimension_of_outputs():
     Z = np.ones((50, 4))
     one = mb.Trainer(mb.mlp([4, 8, 1]), "mse", n_threads=1)
