@@ -16,7 +16,7 @@ import numpy as np
 from . import _checks, executors, memory, optim
 from ._errors import unknown_name
 from ._planning import check_modules, layers, leaves, make_plan
-from .data import Batches, check_X, numbers
+from .data import Batches, check_X, copy_in, numbers
 from .layers import BatchNorm1d, LayerNorm, PReLU, Residual
 from .modules import (
     ACTIVATIONS,
@@ -71,6 +71,8 @@ __all__ = [
 
 DTYPES = ("float32", "float64")
 _CACHE_LINE = 64  # bytes
+_VECTORS = ("flat", "flat_buffers")
+_FIXED = frozenset(("modules", "dtype", "softmax", "plan", *_VECTORS))
 
 
 class Sequential:
@@ -88,7 +90,7 @@ class Sequential:
     Attributes
     ----------
     flat : ndarray
-        All parameters in one vector, with gaps of zeros; `parameters` are views into it.
+        All parameters in one vector, with gaps of zeros; `parameters` are views into it. What is assigned is copied in.
     flat_buffers : ndarray
         What training changes besides, running statistics, in another one; `buffers` are views into it.
     plan : fastmb.plan.Plan
@@ -128,8 +130,8 @@ class Sequential:
             self.flat[:] = flat
         if flat_buffers is not None:
             self.flat_buffers[:] = flat_buffers
-        self._parameters = views(self.flat, self.plan)
-        self._buffers = buffer_views(self.flat_buffers, self.plan)
+        self._parameters = _Views(views(self.flat, self.plan))
+        self._buffers = _Views(buffer_views(self.flat_buffers, self.plan))
         self._executor: executors.Executor | None = None
 
     def _initialise(self) -> None:
@@ -151,19 +153,30 @@ class Sequential:
         self.__dict__.update(state)
         self._build(flat, flat_buffers)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a network is made of stays what it is; its vectors take others' numbers."""
+        if name not in _FIXED or not hasattr(self, "_executor"):
+            object.__setattr__(self, name, value)
+        elif name in _VECTORS:
+            copy_in(value, getattr(self, name), name)
+        else:
+            raise AttributeError(f"{name} can't be replaced: make a new Sequential")
+
     def parameters(self) -> dict[str, np.ndarray]:
         """The parameters by name ("0.weight", "0.bias", ...), as views: writing to one changes the network.
 
-        The weight of a `Linear` is [in_features, out_features], the transpose of torch's.
+        So that is how they are assigned to, ``net.parameters()["0.weight"][:] = W``: to put another array in the place
+        of one is a `TypeError`. Copies and unions, ``net.parameters() | net.buffers()``, are plain dicts. The weight of
+        a `Linear` is [in_features, out_features], the transpose of torch's.
         """
-        return dict(self._parameters)
+        return _Views(self._parameters)
 
     def buffers(self) -> dict[str, np.ndarray]:
         """The running statistics by name ("1.running_mean", "1.running_var", "1.num_batches_tracked"), as views.
 
         A network without `BatchNorm1d` has none.
         """
-        return dict(self._buffers)
+        return _Views(self._buffers)
 
     @property
     def _learned(self) -> list[np.ndarray]:
@@ -356,6 +369,26 @@ class Sequential:
     def _size(self) -> str:
         total = self.plan.n_parameters
         return f"{total:,} parameters, {self.dtype}, {total * self.dtype.itemsize / 1024:,.1f} KiB"
+
+
+class _Views(dict[str, np.ndarray]):
+    """Views into a network's vector by name; none is put in the place of another. A copy is a plain dict."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise TypeError(
+            f"write to the array, [{name!r}][:] = values; an array that is put in its place is none of the network's"
+        )
+
+    def update(self, *others: Any, **named: Any) -> None:
+        for name, value in dict(*others, **named).items():
+            self[name] = value
+
+    def __ior__(self, others: Any) -> Any:  # type: ignore[misc]
+        self.update(others)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 def mlp(

@@ -114,7 +114,7 @@ class Trainer(PerExample, Averaged):
     epoch : int
         Epochs completed.
     state : ndarray of shape (optimizer.n_states, net.plan.size)
-        The optimiser's state; with an `average`, this is one row more.
+        The optimiser's state; with an `average`, this is one row more. What is assigned is copied in.
     history : History
         One row for each epoch of all fits.
 
@@ -215,7 +215,7 @@ class Trainer(PerExample, Averaged):
         """What can't be pickled, and the optimiser's state, fresh or a copy."""
         own, plan = self.optimizer.n_states, self.net.plan
         n = own + (self.average is not None)
-        self.state = _aligned_zeros(n * plan.size, plan.dtype).reshape(n, plan.size)
+        vars(self)["state"] = _aligned_zeros(n * plan.size, plan.dtype).reshape(n, plan.size)
         if state is not None:
             self.state[:] = state
         elif self.optimizer.initial_state:  # zeros are there already, their memory not yet asked for
@@ -231,6 +231,10 @@ class Trainer(PerExample, Averaged):
 
         if name == "net":
             raise AttributeError("net can't be replaced, only its weights: make a new Trainer of the other network")
+        if name == "state":
+            with self._lock:
+                copy_in(value, self.state, name)
+            return
         with self._lock:
             self._check_own_weights()
             old = {each: vars(self)[each] for each in SETTINGS}
@@ -387,7 +391,8 @@ class Trainer(PerExample, Averaged):
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
             n = len(batches.X)
-            self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)
+            if self.net.plan.batch_norms:  # else there's nothing to call it for
+                self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)
             self._check_free("step()")
             t, buffers = self.t, self.net.flat_buffers.copy()
             sums, executor = np.zeros((1, 2)), self._executor
@@ -409,9 +414,9 @@ class Trainer(PerExample, Averaged):
     def _teach(self, y: Any = None) -> None:
         """Tell the network what it predicts, and from what: what it is trained for, from then on."""
         net, task, scale = self.net, self.loss.task, self.input_scale
-        if net.task != task or net.input_scale != scale:
+        if net.task is not task or net.input_scale is not scale:  # to look takes less time than to assign
             net.task, net.input_scale = task, scale
-        if y is not None and net.squeeze != (squeeze := flat(y)):
+        if y is not None and net.squeeze is not (squeeze := flat(y)):
             net.squeeze = squeeze
 
     def _mini_batch(self, X: Any, y: Any, sample_weight: Any, zeros: bool = False) -> Batches:
@@ -636,9 +641,25 @@ class _Setting:
             vars(trainer)[self._name] = value
 
 
+class _OfOptimizer:
+    """What a trainer doesn't have, but its optimiser: whoever looks for it is told."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, trainer: Trainer | None, cls: type[Trainer]) -> Any:
+        raise AttributeError(f"a Trainer has no {self._name!r}; its optimizer may have: trainer.optimizer.{self._name}")
+
+    def __set__(self, trainer: Trainer, value: Any) -> None:
+        made = f"{type(trainer.optimizer).__name__}({self._name}={value!r}, ...)"
+        raise AttributeError(f"a Trainer has no {self._name!r}; its optimizer may have: trainer.optimizer = {made}")
+
+
 SETTINGS = ("loss", "optimizer", *(Trainer.__init__.__kwdefaults__ or ()))
-for _name in ("net", *SETTINGS):
+for _name in ("net", "state", *SETTINGS):
     setattr(Trainer, _name, _Setting(_name))
+for _name in ("lr", "groups", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps"):
+    setattr(Trainer, _name, _OfOptimizer(_name))
 
 
 def _limit(name: str, value: float | None) -> float | None:

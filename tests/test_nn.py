@@ -57,6 +57,71 @@ def test_parameters_are_live_views_named_after_their_module():
     np.testing.assert_allclose(net(X), before + 1, rtol=0, atol=4 * np.finfo(np.float64).eps * np.abs(before).max())
 
 
+@pytest.mark.parametrize("name", ["flat", "flat_buffers"])
+def test_what_is_assigned_to_a_vector_is_copied_in(name):
+    net = mb.Sequential(mb.Linear(4, 3), mb.BatchNorm1d(3), mb.Linear(3, 2))
+    net(X)  # it has an executor now
+    vector, views = getattr(net, name), net.parameters() | net.buffers()
+    other = np.arange(vector.size, dtype=np.float64) / 64 + 1
+    setattr(net, name, other)
+    assert getattr(net, name) is vector
+    assert vector.tolist() == other.tolist()
+    assert all(array is views[each] for each, array in (net.parameters() | net.buffers()).items())
+    assert np.array_equal(net(X), pickle.loads(pickle.dumps(net))(X))
+    setattr(net, name, getattr(net, name).__imul__(2))  # what `net.flat *= 2` does
+    assert vector.tolist() == (2 * other).tolist()
+    for wrong, error in ((other[1:], ValueError), (other[0], ValueError), ("ones", TypeError)):
+        with pytest.raises(error, match=f"^{name} must "):
+            setattr(net, name, wrong)
+    assert vector.tolist() == (2 * other).tolist()
+
+
+def test_what_was_assigned_to_a_networks_vector_is_trained_on(executor):
+    one, other = (mb.Trainer(mb.mlp([4, 3, 2]), n_threads=1, executor=executor) for _ in range(2))
+    values = one.net.flat * 0.5
+    one.net.flat = values
+    other.net.flat[:] = values
+    for each in (one, other):
+        each.step(X, np.array([0, 1, 0, 1, 0, 1]))
+    assert one.net.digest() == other.net.digest()
+    assert one.evaluate(X, [0] * 6) == other.evaluate(X, [0] * 6)
+
+
+@pytest.mark.parametrize("name", ["plan", "modules", "dtype", "softmax"])
+def test_what_a_network_is_made_of_cannot_be_replaced(name):
+    net = mb.mlp([4, 3, 2])
+    before = getattr(net, name)
+    with pytest.raises(AttributeError, match=f"^{name} can't be replaced: make a new Sequential"):
+        setattr(net, name, getattr(mb.mlp([4, 3, 2]), name))
+    assert getattr(net, name) is before
+
+
+def test_parameters_are_written_to_and_never_replaced():
+    net = mb.Sequential(mb.Linear(4, 3), mb.BatchNorm1d(3))
+    found, W = net.parameters(), np.ones((4, 3), np.float32)
+    hint = r"write to the array, \['0.weight'\]\[:\] = values; an array that is put in its place"
+    with pytest.raises(TypeError, match=hint):
+        found["0.weight"] = W
+    with pytest.raises(TypeError, match="write to the array"):
+        found.update({"0.weight": W})
+    with pytest.raises(TypeError, match="write to the array"):
+        found |= {"0.weight": W}
+    with pytest.raises(TypeError, match=r"write to the array, \['1.running_mean'\]\[:\] = values"):
+        net.buffers()["1.running_mean"] = W[0]
+    both = net.parameters() | net.buffers()
+    for name, array in both.items():
+        assert array is (net.parameters().get(name) if name in net.parameters() else net.buffers()[name])
+    both["0.weight"] = W  # an ordinary dict
+    for way in copy.copy, copy.deepcopy, lambda found: pickle.loads(pickle.dumps(found)):
+        again = way(net.parameters())
+        assert list(again) == list(net.parameters())
+        again["0.weight"] = W
+        assert type(again) is dict
+    deep = copy.deepcopy(net.parameters())["0.weight"]
+    net.parameters()["0.weight"][:] = W
+    assert (deep != W).any()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_flat_vector_starts_at_a_cache_line_also_after_a_pickle(dtype):
     net = mb.mlp([4, 3, 2], dtype=dtype)

@@ -132,6 +132,42 @@ def test_the_network_cannot_be_replaced():
     assert one.net is not net
 
 
+def test_a_state_that_is_assigned_is_copied_in(executor):
+    one, other = (fitted(trainer(executor, optimizer=mb.SGD(0.1, momentum=0.9))) for _ in range(2))
+    state = one.state
+    values = state * 2
+    one.state = values
+    other.state *= 2
+    assert one.state is state
+    assert fitted(one).net.digest() == fitted(other).net.digest()
+    with pytest.raises(ValueError, match=r"^state must have shape \(1, \d+\); got \(0, \d+\)"):
+        one.state = values[1:]
+
+
+# ---- what a trainer and an optimiser don't have ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay", "betas"])
+def test_what_the_optimiser_has_and_not_the_trainer_is_refused_with_a_hint(name):
+    one = trainer()
+    for each in (one, pickle.loads(pickle.dumps(one))):
+        told = rf"^a Trainer has no '{name}'; its optimizer may have: trainer.optimizer"
+        with pytest.raises(AttributeError, match=rf"{told} = SGD\({name}=0.1, [.]{{3}}\)"):
+            setattr(each, name, 0.1)
+        with pytest.raises(AttributeError, match=rf"{told}\.{name}$"):
+            getattr(each, name)
+        assert not hasattr(each, name)
+
+
+@pytest.mark.parametrize("optimizer", [mb.SGD(), mb.Adam(), mb.AdamW(), mb.Muon(), mb.RMSprop(), mb.Lion(), mb.NAdam()])
+def test_an_optimiser_that_is_assigned_to_tells_of_the_trainers(optimizer):
+    name = type(optimizer).__name__
+    for attribute in "lr", "learning_rate":
+        with pytest.raises(AttributeError, match=rf"an optimizer can't be changed: .* trainer.optimizer = {name}\("):
+            setattr(optimizer, attribute, 0.1)
+    assert optimizer == type(optimizer)()
+
+
 def test_mini_batches_stay_as_they_are_until_the_epoch_is_over():
     one = trainer()
     one.fit(X, Y, max_epochs=1, max_seconds=0, verbose=0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Optimizer, Scheduled, at_step, bias
+from .base import Optimizer, Scheduled, at_step, bias, declaration
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015). As `torch.optim.Adam`.
@@ -51,6 +52,7 @@ class Adam(Optimizer):
         return weight_decay, 1.0
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class AdamW(Adam):
     """Adam with decoupled weight decay, ``w *= 1 - lr * weight_decay`` (Loshchilov and Hutter 2019).

@@ -9,11 +9,12 @@ import numpy as np
 
 from .._arithmetic import power, real_power
 from .._checks import per_step
-from .base import LearningRate, Optimizer, Scheduled, at_step, bias
+from .base import LearningRate, Optimizer, Scheduled, at_step, bias, declaration
 
 _GONE = 2.0**-60  # a product that 1 doesn't notice
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class NAdam(Optimizer):
     """Adam with Nesterov's momentum (Dozat 2016). As `torch.optim.NAdam`.
@@ -57,6 +58,7 @@ class NAdam(Optimizer):
         return lr * of_mean, l2, shrink, 1.0 - beta1, beta2, 1.0 - beta2, self.eps * root, lr * of_gradient
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class RAdam(Optimizer):
     """Adam with a rectified variance (Liu et al. 2020). As `torch.optim.RAdam`.
@@ -99,6 +101,7 @@ class RAdam(Optimizer):
         return lr * size, l2, shrink, 1.0 - beta1, beta2, 1.0 - beta2, added, known
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class Adamax(Optimizer):
     """Adam with the largest gradient in place of the root mean square (Kingma and Ba 2015). As `torch.optim.Adamax`.

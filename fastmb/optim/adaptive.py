@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import LearningRate, Optimizer, Scheduled
+from .base import LearningRate, Optimizer, Scheduled, declaration
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class RMSprop(Optimizer):
     """RMSprop (Tieleman and Hinton 2012). As `torch.optim.RMSprop`.
@@ -48,6 +49,7 @@ class RMSprop(Optimizer):
         return lr, h.weight_decay, self.alpha, 1.0 - self.alpha, self.eps, h.momentum
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class Adagrad(Optimizer):
     """Adagrad (Duchi, Hazan and Singer 2011). As `torch.optim.Adagrad`.
@@ -89,6 +91,7 @@ class Adagrad(Optimizer):
         return lr / (1.0 + (t - 1) * self.lr_decay), h.weight_decay, self.eps
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class Adadelta(Optimizer):
     """Adadelta (Zeiler 2012). As `torch.optim.Adadelta`.

@@ -23,11 +23,11 @@ belongs to `kind`:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -58,6 +58,20 @@ FACTORS = {"lr": "[0, inf)", "weight_decay": "[0, inf)", "momentum": "[0, 1]"}  
 
 LearningRate = float | Callable[[int], float]
 Scheduled = float | Callable[[int], float]
+_AnOptimizer = TypeVar("_AnOptimizer", bound="Optimizer")
+
+
+def _refuse(optimizer: Optimizer, name: str, value: Any) -> None:
+    raise FrozenInstanceError(
+        "an optimizer can't be changed: give its trainer another one, which goes on from the same state, "
+        f"trainer.optimizer = {type(optimizer).__name__}({name}={value!r}, ...)"
+    )
+
+
+def declaration(cls: type[_AnOptimizer]) -> type[_AnOptimizer]:
+    """An optimiser's frozen dataclass, with words of its own for who assigns to what it holds."""
+    cls.__setattr__ = _refuse  # type: ignore[assignment,method-assign]
+    return cls
 
 
 @dataclass(frozen=True, repr=False)

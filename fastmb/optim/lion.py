@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import LearningRate, Optimizer, Scheduled
+from .base import LearningRate, Optimizer, Scheduled, declaration
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class Lion(Optimizer):
     """Lion (Chen et al. 2023): ``w -= lr (sign((1 - beta1) g + beta1 m) + weight_decay w)``.

@@ -15,11 +15,12 @@ from .._arithmetic import real_power
 from .._checks import integer, number
 from .._errors import unknown_name
 from .adam import AdamW
-from .base import COLUMNS, KINDS, LearningRate, Optimizer, Scheduled, at_step, check_end
+from .base import COLUMNS, KINDS, LearningRate, Optimizer, Scheduled, at_step, check_end, declaration
 
 _ADJUSTMENTS = ("original", "match_rms_adamw")
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class Muon(Optimizer):
     """Momentum, orthogonalised, for weight matrices; AdamW for all else (Jordan et al. 2024). As `torch.optim.Muon`.
@@ -176,6 +177,7 @@ class Muon(Optimizer):
         w -= c[0] * size * step
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class Adafactor(Optimizer):
     """Steps divided by the root of the mean square, of which only the means over rows and columns are kept.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Optimizer, Scheduled
+from .base import Optimizer, Scheduled, declaration
 
 
+@declaration
 @dataclass(frozen=True, repr=False)
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum if asked for. As `torch.optim.SGD`.
