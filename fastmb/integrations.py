@@ -114,8 +114,9 @@ class MLflow(_Logger):
     """Logs the settings of a trainer as parameters, and the figures of a fit as metrics, to MLflow.
 
     Needs MLflow: ``pip install 'fastmb[mlflow]'``. They go to the active run if there is one, which stays active. Else
-    a run is started, and ended with the fit; a further fit with the same callback goes on with it. A fit that raised
-    leaves its run with the status ``FAILED``. Where runs are kept is for MLflow to know: ``mlflow.set_tracking_uri``.
+    a run is started, and ended with the fit; a further fit with the same callback goes on with it. A setting that has
+    been assigned anew by then is a tag of the same name, as parameters can't change. A fit that raised leaves its run
+    with the status ``FAILED``. Where runs are kept is for MLflow to know: ``mlflow.set_tracking_uri``.
 
     Parameters
     ----------
@@ -154,7 +155,17 @@ class MLflow(_Logger):
         elif run.info.run_id != self.run_id:
             self._own = False
         self.run_id = run.info.run_id
-        mlflow.log_params(_settings(trainer), run_id=self.run_id)
+        self._log_settings(_settings(trainer))
+
+    def _log_settings(self, settings: dict[str, str]) -> None:
+        """Parameters, which MLflow takes once; a setting that is another than the run's is a tag of its name."""
+        known = self._mlflow.get_run(self.run_id).data
+        new = {name: value for name, value in settings.items() if name not in known.params}
+        self._mlflow.log_params(new, run_id=self.run_id)
+        present, client = known.params | known.tags, self._mlflow.MlflowClient()
+        for name, value in settings.items():
+            if present.get(name, value) != value:
+                client.set_tag(self.run_id, name, value)
 
     def _log(self, figures: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(figures), step=step, run_id=self.run_id)

@@ -172,6 +172,33 @@ def test_mlflow_has_settings_and_rows_in_a_run_of_the_fits_own(mlflow):
     mb.Trainer(net, executor="numpy").fit(X, Y, max_epochs=1, verbose=0, callbacks=[mb.MLflow()])
 
 
+def test_mlflow_has_what_was_assigned_since_as_tags(mlflow):
+    def tags() -> dict[str, str]:
+        found = mlflow.get_run(log.run_id).data.tags
+        return {name: value for name, value in found.items() if not name.startswith("mlflow.")}
+
+    trainer, log = make(optimizer=mb.SGD(0.02)), mb.MLflow()
+    fit(trainer, log)
+    params, run_id = mlflow.get_run(log.run_id).data.params, log.run_id
+    assert tags() == {}
+    trainer.batch_size, trainer.optimizer = 32, mb.SGD(0.01)
+    fit(trainer, log)
+    assert tags() == {"batch_size": "32", "lr": "0.01"}
+    trainer.batch_size = 16
+    fit(trainer, log)
+    assert tags() == {"batch_size": "16", "lr": "0.01"}
+    assert log.run_id == run_id
+    assert mlflow.get_run(run_id).data.params == params
+    assert len(logged(mlflow, run_id, "loss")) == 9
+    # two trainers in one run
+    with mlflow.start_run():
+        fit(make(optimizer=mb.SGD(0.02)), log)
+        fit(make(optimizer=mb.Adam(0.02)), log := mb.MLflow())
+    params = mlflow.get_run(log.run_id).data.params
+    assert (params["optimizer"], params["nesterov"], params["betas"]) == ("SGD", "False", "(0.9, 0.999)")
+    assert tags() == {"optimizer": "Adam"}
+
+
 def test_long_settings_are_cut():
     trainer = mb.Trainer(mb.mlp([6, *[8] * 50, 3]))
     text = integrations._settings(trainer)["net"]
