@@ -390,12 +390,13 @@ class Trainer(PerExample, Averaged):
         """
         with self._lock:
             batches = self._mini_batch(X, y, sample_weight)
-            n = len(batches.X)
-            if self.net.plan.batch_norms:  # else there's nothing to call it for
+            net = self.net
+            if net.plan.batch_norms:  # else there's nothing to call it for
+                n = len(batches.X)
                 self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)
             self._check_free("step()")
-            t, buffers = self.t, self.net.flat_buffers.copy()
-            sums, executor = np.zeros((1, 2)), self._executor
+            t, running, sums, executor = self.t, net.flat_buffers, np.zeros((1, 2)), self._executor
+            before = running.copy()
             _, coefficients = self._coefficients(1)
             made = executor.made
             try:
@@ -405,7 +406,7 @@ class Trainer(PerExample, Averaged):
                 if done:
                     self.t = t + done
                 else:
-                    self.net.flat_buffers[:] = buffers  # earlier parts of the mini-batch moved them
+                    running[:] = before  # earlier parts of the mini-batch moved them
             if not done:
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
             self._teach(y)
