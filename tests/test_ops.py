@@ -669,11 +669,11 @@ def test_gradients_are_clipped_where_one_factor_would_be_too_small(backend, dtyp
 
 
 @each_backend
-@each_dtype
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e200])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [*itertools.product(["float32", "float64"], [np.inf, -np.inf, np.nan]), ("float64", 1e200)],  # whose square is inf
+)
 def test_where_the_norm_is_no_number_all_results_are_nan(backend, dtype, value):
-    if dtype == "float32" and np.isfinite(value):
-        pytest.skip("the norm of float32 gradients is finite where they are")
     grads = [np.array([1, value], dtype), np.ones(3, dtype)]
     clipped, norm = ops.clip_by_global_norm(grads, 1.0, backend=backend)
     assert not np.isfinite(norm)
