@@ -28,6 +28,7 @@ from ._files import check_path, replace, send
 from ._fitting import SLICE, Epoch
 from ._per_example import Pending
 from ._planning import check_modules, make_plan
+from ._settings import OF_AN_EPOCH
 from ._version import __version__
 from .averaging import AVERAGES, averaged_alike
 from .executors import NAMES, available
@@ -281,8 +282,6 @@ def load(path: str | os.PathLike[str]) -> Trainer:
 
 def load_into(trainer: Trainer, path: str | os.PathLike[str]) -> None:
     """What `Trainer.load` does."""
-    from .trainer import OF_AN_EPOCH
-
     found = load(path)
     arrays, theirs = _arrays(trainer), _arrays(found)
     kinds, others = (each.optimizer.state_kinds(each.net.parameters()) for each in (trainer, found))

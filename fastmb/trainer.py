@@ -2,7 +2,7 @@
 
 The trainer is the only one who knows how far training is: updates made (`t`), epochs done (`epoch`), and, when a fit
 was broken off, the place within an epoch. Everything random is a function of these and of the seed. The loop of `fit`
-is in `fastmb._fitting`; the checks of the data are in `fastmb.data`.
+is in `fastmb._fitting`, what may be assigned to is in `fastmb._settings`; the checks of the data are in `fastmb.data`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from ._gradient_stats import FIGURES
 from ._metrics import BY_TASK
 from ._per_example import Pending, PerExample, check_rows_apart
 from ._planning import leaves
-from .data import Batches, check_weights, check_X, check_y, copy_in, flat
+from ._settings import assignable
+from .data import Batches, check_weights, check_X, check_y, flat
 from .executors import Executor, Rules, Training, default_name
 from .history import History
 from .losses import Loss
@@ -38,8 +39,6 @@ from .optim.base import check_end
 from .rng import Stream, splitmix64
 
 SAMPLINGS = ("shuffle", "poisson")
-#: Settings on which the mini-batches of an epoch depend.
-OF_AN_EPOCH = ("batch_size", "accumulate_steps", "shuffle", "drop_last", "seed", "sampling", "gradient_stats")
 _MOST_ROWS = 2**53  # of an update
 _CHUNK = 1 << 20  # numbers of the widest layer that an evaluation may have at a time
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ _FOREVER = 1e9  # seconds
 _UNSAVED = ("_lock", "_under_way", "_executor", "_weights", "_ahead", "_standing")
 
 
+@assignable
 class Trainer(PerExample, Averaged):
     """Trains a network by mini-batch gradient descent.
 
@@ -224,44 +224,6 @@ class Trainer(PerExample, Averaged):
         self._ahead: tuple[Optimizer, int, int, np.ndarray, np.ndarray] | None = None
         self._standing: tuple[int, Any] | None = None
         self._executor = self._executor_for(self.loss)
-
-    def _change(self, name: str, value: Any) -> None:
-        """Give a setting another value, if a new trainer would take it, and state and epoch can go on with it."""
-        from .averaging import averaged_alike
-
-        if name == "net":
-            raise AttributeError("net can't be replaced, only its weights: make a new Trainer of the other network")
-        if name == "state":
-            with self._lock:
-                copy_in(value, self.state, name)
-            return
-        with self._lock:
-            self._check_own_weights()
-            old = {each: vars(self)[each] for each in SETTINGS}
-            new = Trainer(self.net, **old | {name: value})
-            shown, instead = f"{name} can't become {value!r}: ", "make a new Trainer of the net"
-            goes_on = name == "optimizer" and all(
-                getattr(old[name], what) == getattr(new.optimizer, what) for what in ("kind", "n_states", "groups")
-            )
-            if self._under_way and not goes_on:
-                raise RuntimeError(
-                    f"{shown}fit() of this trainer is under way; it takes an optimizer of the same kind, with the same "
-                    "groups, and nothing else (schedules change with the updates)"
-                )
-            if self._current is not None and name in OF_AN_EPOCH and vars(new)[name] != old[name]:
-                raise ValueError(f"{shown}an epoch is under way; finish it with fit(), or {instead}")
-            ours, theirs = (each.optimizer.state_kinds(self.net.parameters()) for each in (self, new))
-            same = ours == theirs and self.state.shape == new.state.shape
-            if self.t and not (same and averaged_alike(self.average, new.average, self.t, self.epoch)):
-                raise ValueError(f"{shown}it needs another state than {self.t} updates have left; {instead}")
-            if name == "optimizer" and new.optimizer.lr is not self.optimizer.lr:
-                self._since = self.epoch
-            vars(self)[name] = vars(new)[name]
-            self._ahead = self._standing = None
-            if not same or (name == "optimizer" and not self.t):
-                self._build(None)
-            elif name != "optimizer" or not self.optimizer.fused or self.optimizer.groups != old[name].groups:
-                self._executor = self._executor_for(self.loss)
 
     def _executor_for(self, loss: Loss) -> Executor:
         """An executor of this network, for this optimiser and its state."""
@@ -627,40 +589,6 @@ class Trainer(PerExample, Averaged):
             if name not in metrics:
                 raise unknown_metric("stop_at", name, metrics)
         return {name: number(f"stop_at[{name!r}]", goal, "(-inf, inf)") for name, goal in stop_at.items()}
-
-
-class _Setting:
-    """An argument of a `Trainer` that is assigned to later: see `Trainer._change`. Read like any attribute."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __set__(self, trainer: Trainer, value: Any) -> None:
-        if "_executor" in vars(trainer):
-            trainer._change(self._name, value)
-        else:
-            vars(trainer)[self._name] = value
-
-
-class _OfOptimizer:
-    """What a trainer doesn't have, but its optimiser: whoever looks for it is told."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, trainer: Trainer | None, cls: type[Trainer]) -> Any:
-        raise AttributeError(f"a Trainer has no {self._name!r}; its optimizer may have: trainer.optimizer.{self._name}")
-
-    def __set__(self, trainer: Trainer, value: Any) -> None:
-        made = f"{type(trainer.optimizer).__name__}({self._name}={value!r}, ...)"
-        raise AttributeError(f"a Trainer has no {self._name!r}; its optimizer may have: trainer.optimizer = {made}")
-
-
-SETTINGS = ("loss", "optimizer", *(Trainer.__init__.__kwdefaults__ or ()))
-for _name in ("net", "state", *SETTINGS):
-    setattr(Trainer, _name, _Setting(_name))
-for _name in ("lr", "groups", "momentum", "dampening", "weight_decay", "nesterov", "betas", "eps"):
-    setattr(Trainer, _name, _OfOptimizer(_name))
 
 
 def _limit(name: str, value: float | None) -> float | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastmb as mb
-from fastmb.trainer import SETTINGS
+from fastmb._settings import settings
 
 X, Y = mb.datasets.load_digits()
 
@@ -46,7 +46,7 @@ OTHERS = {
 
 
 def test_all_settings_are_looked_at_here():
-    assert set(OTHERS) == set(SETTINGS)
+    assert set(OTHERS) == set(settings(mb.Trainer))
 
 
 @pytest.mark.parametrize("name", OTHERS)

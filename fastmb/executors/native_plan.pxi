@@ -180,9 +180,9 @@ cdef class NativePlan:
 
     cdef fmb_callback _callback(self, object function) except NULL:
         """The address of a user's own function, compiled for the plan's dtype."""
-        compiled = function.compiled(self.plan.dtype)
-        self.callbacks.append(compiled)
-        return <fmb_callback> <size_t> compiled.address
+        callback = function.compiled(self.plan.dtype)
+        self.callbacks.append(callback)
+        return <fmb_callback> <size_t> callback.address
 
     # ---- memory ---------------------------------------------------------------------------------------------------
 

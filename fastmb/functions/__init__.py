@@ -22,7 +22,7 @@ from .dual import derivative
 from .rebind import looked_up
 
 if TYPE_CHECKING:
-    from .compiler import Compiled
+    from numba.core.ccallback import CFunc
 
 # Where a gradient is checked: on both sides of 0, near and far, off the places where functions have their kinks.
 POINTS = np.array([-7.37, -3.61, -2.17, -1.33, -0.713, -0.287, -0.0431, 0.0379, 0.311, 0.737, 1.41, 2.23, 3.59, 7.29])
@@ -74,7 +74,7 @@ class Function:
             return _each(derivative(self.f), *arrays)
         return _each(self.df, *arrays, *([value] if self.takes_value else []))
 
-    def compiled(self, dtype: np.dtype) -> Compiled:
+    def compiled(self, dtype: np.dtype) -> CFunc:
         """The callback for blocks of `dtype`. Compiles when first asked for, which takes about a second, and anew when
         names that the functions look up stand for something else.
 

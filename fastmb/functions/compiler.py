@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -31,6 +30,7 @@ except ImportError:
     raise missing_extra("numba", "numba", "a user's own function in the native executor") from None
 
 from numba.core import ir
+from numba.core.ccallback import CFunc
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.untyped_passes import InlineClosureLikes
@@ -38,17 +38,6 @@ from numba.extending import overload
 
 from . import Function
 from .rebind import rebind
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What executors call."""
-
-    address: int  # of the C callback
-    callback: Any  # the `numba.cfunc` that owns it
-    block: Any  # the same as a function for Numba's own code: (a, d, n, mode) or (z, y, n, mode), pointers
-    value: Any  # f of numbers, for Numba's own code
-    value_and_slope: Any  # f and its derivative of numbers, a pair
 
 
 @register_pass(mutates_CFG=False, analysis_only=False)
@@ -109,7 +98,7 @@ def user_jit(f: Callable[..., Any]) -> Any:
 
 
 @lru_cache(maxsize=256)
-def compiled(function: Function, dtype: str, looked_up: tuple[Any, ...]) -> Compiled:
+def compiled(function: Function, dtype: str, looked_up: tuple[Any, ...]) -> CFunc:
     """What `Function.compiled` does; `looked_up` tells one state of the function's surroundings from another."""
     T = numba.float32 if dtype == "float32" else numba.float64
     cast = np.dtype(dtype).type
@@ -120,10 +109,9 @@ def compiled(function: Function, dtype: str, looked_up: tuple[Any, ...]) -> Comp
     pointer = numba.types.CPointer(T)
     signature = numba.void(pointer, pointer, numba.int64, numba.int64)
     try:
-        callback = numba.cfunc(signature, error_model="numpy")(lambda a, b, n, mode: block(a, b, n, mode))
+        return numba.cfunc(signature, error_model="numpy")(lambda a, b, n, mode: block(a, b, n, mode))
     except Exception as error:  # Numba lets errors of many kinds through
         raise TypeError(f"{function.name} can't be compiled by numba: {error}") from error
-    return Compiled(callback.address, callback, block, value, both)
 
 
 def _or_else(function: Any, otherwise: Any) -> Any:

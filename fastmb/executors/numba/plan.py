@@ -149,9 +149,9 @@ class NumbaPlan:
 
     def _callback(self, function: Function) -> int:
         """The address of a user's own function, compiled for the plan's dtype."""
-        compiled = function.compiled(self.plan.dtype)
-        self._callbacks.append(compiled)
-        return compiled.address
+        callback = function.compiled(self.plan.dtype)
+        self._callbacks.append(callback)
+        return callback.address
 
     def _read_groups(self) -> None:
         """Which row of coefficients the weight and the bias of each stage take."""
