@@ -123,6 +123,14 @@ static inline void fmb_claim_tile(char *p, int64_t rows, int64_t bytes, int64_t 
         }
 }
 
+/* The same where nothing that is there counts any more: a zero needn't wait for the line, as what stands in it would. */
+static inline void fmb_clear_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)
+{
+    for (int64_t r = 0; r < rows; r++, p += stride)
+        for (int64_t at = 0; at < bytes; at += 64)
+            __atomic_store_n((int32_t *)(p + at), 0, __ATOMIC_RELAXED);
+}
+
 /* A normalisation: what is subtracted and multiplied by, of a feature or of a row of the block; NULL weight: 1, bias: 0. */
 typedef struct {
     const void *mean, *rstd; /* T[n] if by_feature, else T[rb] */

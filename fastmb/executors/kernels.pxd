@@ -117,3 +117,4 @@ cdef extern from "fastmb.h" nogil:
     void fmb_prefetch_rows(const fmb_source *source, const int64_t *order, fmb_cursor *cursor, int64_t lines)
     void fmb_prefetch_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)
     void fmb_claim_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)
+    void fmb_clear_tile(char *p, int64_t rows, int64_t bytes, int64_t stride)

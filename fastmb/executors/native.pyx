@@ -59,6 +59,7 @@ cdef int64_t TILED_BYTES = 1 << 22  # of a network, up to which large weights ar
 cdef int64_t TILED_STEPS = 4     # at least, for that to pay
 cdef int64_t TOGETHER = 3        # tiles of a gradient after which weights go to their tiles: mostly to whole ones
 cdef int64_t CLAIMED_BYTES = 1 << 22    # of a network, up to which weights are near enough to be claimed
+cdef int64_t ASKED_ROWS = 128    # from which on a tile takes so long that asking for the next one's weights pays
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache
 cdef int PACKED_ROWS = 256       # that go through a stage together where some are packed
 cdef int64_t RELAYED_ROWS = 12   # threads' rows of a relayed stage begin at multiples: whole tiles, and groups of 4

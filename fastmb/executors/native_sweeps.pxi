@@ -559,7 +559,7 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
         c = out + m * rb * size
         while m < high:
             g.ask = w + ask
-            if mini.claim:
+            if mini.claim and k == 0:
                 _claim(e, s, mini, first, blocks, m, min(m + mr, high), c, out_block)
             for b in range(blocks):
                 e.k.gemm(&g, <int> min(mr, high - m), _vectors(e, mini, first + b), k > 0, w,
@@ -617,7 +617,7 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
         g.ask_step = _to_ask(e, &g)
         m, w, c = low, s.w + (low * stride + k) * size, dx + low * rb * size
         while m < high:
-            if mini.claim and s > e.stages and (s - 1).kind == LINEAR:
+            if mini.claim and k == 0 and s > e.stages and (s - 1).kind == LINEAR:
                 _claim_gradients(e, s - 1, first, blocks, m, min(m + mr, high))
             for b in range(blocks):
                 g.ask = c + ((b + 1) * block if b + 1 < blocks else mr * rb) * size
@@ -634,7 +634,7 @@ cdef void _claim(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t blocks,
     """Takes the lines that outputs low .. high are going to, and after the last stage their gradients."""
     cdef int64_t b
     for b in range(blocks):
-        fmb_claim_tile(out + b * out_block * e.size, high - low, _vectors(e, mini, first + b) * e.k.lanes * e.size,
+        fmb_clear_tile(out + b * out_block * e.size, high - low, _vectors(e, mini, first + b) * e.k.lanes * e.size,
                        e.rb * e.size)
     if s == &e.stages[e.n_stages - 1]:
         _claim_gradients(e, s, first, blocks, low, high)
@@ -645,7 +645,7 @@ cdef void _claim_gradients(Engine *e, Stage *s, int64_t first, int64_t blocks, i
     """Of a stage's output gradients in panels, the lines that begin with features low .. high."""
     cdef int64_t width = min(<int64_t> e.rb, 64 // e.size), o = _ceil(low, width) * width
     while o < high:
-        fmb_claim_tile(s.dz + (o // e.rb * s.panel_stride + first * e.rb * e.rb + o % e.rb) * e.size, blocks * e.rb, 1,
+        fmb_clear_tile(s.dz + (o // e.rb * s.panel_stride + first * e.rb * e.rb + o % e.rb) * e.size, blocks * e.rb, 1,
                        e.rb * e.size)
         o += width
 
@@ -844,8 +844,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     cdef int64_t last_blocks = mini.blocks - (parts - 1) * part_blocks
     cdef int64_t last_rows = mini.rows - (mini.blocks - 1) * mini.block_rows
     cdef int64_t mr = e.k.mr, rb = e.rb, size = e.size, near = run.piece or mini.rows   # the same for all pieces
-    cdef int tiled, piece = run.piece > 0, load = piece and mini.row > 0
-    cdef int claim = run.claim and work & UPDATE, squares = run.stats != NULL and not run.stored
+    cdef int tiled, claim, piece = run.piece > 0, load = piece and mini.row > 0
+    cdef int squares = run.stats != NULL and not run.stored
     cdef int tid = <int> (me - e.workers), threads = run.threads
     cdef char *sums = me.tile
     cdef char *x
@@ -868,7 +868,9 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         g.k = mini.block_rows
         m, panel, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
         top, bottom = 0, s.rows
-        if mini.relay and s == e.stages:
+        claim = run.claim and work & UPDATE
+        if mini.relay and s == e.stages:    # nobody else has read these weights
+            claim = 0
             top, bottom = owner.first_row, owner.last_row
             m -= top // mr * s.panels
             height = (bottom - top + mr - 1) // mr
@@ -910,6 +912,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                 fmb_wait(&e.barrier, tid, threads, _added(e, place + p), mini.turn - 1)
             if claim:
                 fmb_claim_tile(into.params + (s.offset + at) * size, rows, columns * size, s.columns * size)
+                if near >= ASKED_ROWS and p + 1 < width:
+                    _ask_weights(e, s, &into, m, panel + p + 1, bottom)
+                elif near >= ASKED_ROWS:
+                    _ask_weights(e, s, &into, m + mr, panel, bottom)
             if not work & SUM:
                 pass
             elif mini.rows == 0:
@@ -919,6 +925,8 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             elif s.kind == LINEAR:
                 x = s.x + (mini.place * s.x_block + m * rb) * size
                 dz = s.dz + ((panel + p) * s.panel_stride + mini.place * rb * rb) * size
+                if mini.claim and p == 0:
+                    _ask_inputs(e, s, mini, x, tall, tid, threads)
                 for part in range(parts - 1):
                     before.kind = FMB_GRADIENT if run.row + mini.row + part == 0 else FMB_ACCUMULATE
                     g.blocks, g.k_last = part_blocks, g.k
@@ -980,6 +988,24 @@ cdef void _ask_for(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows,
         row, first = first // s.columns, first % s.columns // e.k.mr
         fmb_prefetch_tile(s.tiled + (first * s.rows + row) * e.k.mr * e.size, columns // e.k.mr + 1,
                           rows * e.k.mr * e.size, s.rows * e.k.mr * e.size)
+
+
+cdef inline void _ask_weights(Engine *e, Stage *s, Into *into, int64_t m, int64_t panel, int64_t bottom) noexcept nogil:
+    """The weights under the next tile, which others have read: so that to claim them takes no waiting."""
+    cdef int64_t at = s.offset + m * s.columns + panel * e.rb
+    fmb_prefetch_tile(into.params + at * e.size, min(<int64_t> e.k.mr, bottom - m),
+                      min(e.rb, s.columns - panel * e.rb) * e.size, s.columns * e.size)
+
+
+cdef inline void _ask_inputs(Engine *e, Stage *s, Mini *mini, char *x, int64_t features, int tid,
+                             int threads) noexcept nogil:
+    """A row of tiles' inputs, `features` from x on, as far as others have made them: nobody else reads them here."""
+    cdef int64_t b, first, last
+    _share(&first, &last, mini.blocks, tid, threads)
+    for b in range(mini.blocks):
+        if not first <= b < last:
+            fmb_prefetch_tile(x + b * s.x_block * e.size, features, _vectors(e, mini, b) * e.k.lanes * e.size,
+                              e.rb * e.size)
 
 
 cdef void _round_coefficients(Engine *e, Run *run, Worker *me, int64_t step) noexcept nogil:

@@ -20,7 +20,7 @@ from .machine import (
     store_f8,
     store_i4,
 )
-from .places import claim_tile
+from .places import clear_tile
 from .records import GEMM, LINE, LOSS, OP, SOURCE, STAGE
 
 KC = 512  # products of a chain before the next rows are looked at, where several blocks share weights
@@ -136,7 +136,7 @@ def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, start, en
         for m in range(low, high, e.mr):
             w = s.w + (k * s.n_out + m) * e.size
             g.ask = w + ahead * s.n_out * e.size
-            if mini.claim:
+            if mini.claim and k == 0:
                 _claim(e, s, mini, first, blocks, m, min(m + e.mr, high), out + m * e.rb * e.size, out_block)
             for b in range(blocks):
                 tile, width = min(e.mr, high - m), vectors(e, mini, first + b)
@@ -149,7 +149,7 @@ def _claim(e, s, mini, first, blocks, low, high, out, out_block):
     """Takes the lines that outputs low .. high are going to, and after the last stage their gradients."""
     for b in range(blocks):
         width = vectors(e, mini, first + b) * e.lanes * e.size
-        claim_tile(out + b * out_block * e.size, high - low, width, e.rb * e.size)
+        clear_tile(out + b * out_block * e.size, high - low, width, e.rb * e.size)
     if address(s) == address(item(STAGE, e.stages, e.n_stages - 1)):
         claim_gradients(e, s, first, blocks, low, high)
 
@@ -160,7 +160,7 @@ def claim_gradients(e, s, first, blocks, low, high):
     width = min(e.rb, LINE // e.size)
     for o in range((low + width - 1) // width * width, high, width):
         place = o // e.rb * s.panel_stride + first * e.rb * e.rb + o % e.rb
-        claim_tile(s.dz + place * e.size, blocks * e.rb, 1, e.rb * e.size)
+        clear_tile(s.dz + place * e.size, blocks * e.rb, 1, e.rb * e.size)
 
 
 @jit

@@ -158,6 +158,18 @@ def claim_line(typing_context: Any, where: Any) -> Any:
     return types.void(types.int64), codegen
 
 
+@intrinsic
+def clear_line(typing_context: Any, where: Any) -> Any:
+    """The same where nothing that is there counts any more: a zero waits for nothing."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        place = builder.inttoptr(values[0], ir.PointerType(_I32))
+        builder.store_atomic(ir.Constant(_I32, 0), place, "monotonic", 4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 # ---- atomics -------------------------------------------------------------------------------------------------------
 
 

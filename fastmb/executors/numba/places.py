@@ -4,7 +4,7 @@ normalisations cut the way into phases, all blocks in the memory of all threads.
 
 from __future__ import annotations
 
-from .machine import at, claim_line, item, jit, load_i8
+from .machine import at, claim_line, clear_line, item, jit, load_i8, prefetch_write
 from .records import LINE, LINEAR, STAGE
 
 
@@ -58,7 +58,23 @@ def chains(e, block):
 
 @jit
 def claim_tile(where, rows, size, stride):
-    """The lines of `rows` rows of `size` bytes that are going to be written, `stride` bytes apart."""
+    """Takes the lines of `rows` rows of `size` bytes, `stride` bytes apart, that are going to be written."""
     for r in range(rows):
         for i in range(0, size, LINE):
             claim_line(where + r * stride + i)
+
+
+@jit
+def clear_tile(where, rows, size, stride):
+    """The same where nothing that is there counts any more."""
+    for r in range(rows):
+        for i in range(0, size, LINE):
+            clear_line(where + r * stride + i)
+
+
+@jit
+def ask_for_tile(where, rows, size, stride):
+    """Asks for the same lines, so that they are near by then."""
+    for r in range(rows):
+        for i in range(0, size, LINE):
+            prefetch_write(where + r * stride + i)

@@ -270,7 +270,7 @@ def _backward(e, s, i, mini, me, first, blocks, dz, dx, block, low, high):
         g.k = g.k_last = min(depth, s.n_out - k)
         g.ask_step = e.mr * e.rb * e.size // g.k + 1  # the next tile's sums, as long as this one's product takes
         for m in range(low, high, e.mr):
-            if mini.claim and i > 0 and item(STAGE, e.stages, i - 1).kind == LINEAR:
+            if mini.claim and k == 0 and i > 0 and item(STAGE, e.stages, i - 1).kind == LINEAR:
                 claim_gradients(e, item(STAGE, e.stages, i - 1), first, blocks, m, min(m + e.mr, high))
             for b in range(blocks):
                 g.ask = dx + ((b + 1) * block + m * e.rb if b + 1 < blocks else (m + e.mr) * e.rb) * e.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .applied import complete, destination, read_coefficients, update
+from .blocks import vectors
 from .layers import layer_gradient, move_statistics
 from .machine import (
     address,
@@ -14,14 +15,14 @@ from .machine import (
     load_f8,
     load_i8,
     prefetch_rows,
-    prefetch_write,
     put,
     store_i8,
 )
-from .places import claim_tile
+from .places import ask_for_tile, claim_tile
 from .records import GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
 from .row_sweep import RELAYED_ROWS
 
+ASKED_ROWS = 128  # from which on a tile takes so long that asking for the next one's weights pays
 ACROSS_BYTES = 1 << 18  # output gradients up to here stay near: tiles go along rows of weights
 _SOURCE_BYTES = SOURCE.itemsize
 _NEXT_TILE, _NEXT_RELAYED = offset(WORKER, "next_tile"), offset(WORKER, "next_relayed")
@@ -59,16 +60,18 @@ def weight_sweep(e, run, mini, me, tid, threads):
     for i in range(threads):
         owner = item(WORKER, e.workers, (tid + i) % threads)
         if mini.relay:
-            _take_tiles(e, run, mini, me, owner, address(owner) + _NEXT_RELAYED, owner.last_relayed, chunk)
-        _take_tiles(e, run, mini, me, owner, address(owner) + _NEXT_TILE, owner.last_tile, chunk)
+            _take_tiles(
+                e, run, mini, me, owner, address(owner) + _NEXT_RELAYED, owner.last_relayed, chunk, tid, threads
+            )
+        _take_tiles(e, run, mini, me, owner, address(owner) + _NEXT_TILE, owner.last_tile, chunk, tid, threads)
 
 
 @jit
-def _take_tiles(e, run, mini, me, owner, counter, last, chunk):
+def _take_tiles(e, run, mini, me, owner, counter, last, chunk, tid, threads):
     """What is left of an owner's tiles."""
     tile = atomic_add(counter, chunk)
     while tile < last:
-        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last))
+        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last), tid, threads)
         tile = atomic_add(counter, chunk)
 
 
@@ -121,15 +124,22 @@ def _squares_of(e, sums, rows, columns, stride, four):
 
 
 @jit
-def _ask_for_tile(where, rows, size, stride):
-    """Asks for `rows` rows of `size` bytes that will be written, `stride` bytes apart."""
-    for r in range(rows):
-        for i in range(0, size, LINE):
-            prefetch_write(where + r * stride + i)
+def _ask_for_weights(e, run, s, m, panel, bottom):
+    """The weights under the next tile, which others have read: so that to claim them takes no waiting."""
+    where = run.params + (s.offset + m * s.columns + panel * e.rb) * e.size
+    ask_for_tile(where, min(e.mr, bottom - m), min(e.rb, s.columns - panel * e.rb) * e.size, s.columns * e.size)
 
 
 @jit
-def _tiles(e, run, mini, me, owner, tile, end):
+def _ask_for_inputs(e, s, mini, x, features, tid, threads):
+    """A row of tiles' inputs, `features` from x on, as far as others have made them: nobody else reads them here."""
+    for b in range(mini.blocks):
+        if not tid * mini.blocks // threads <= b < (tid + 1) * mini.blocks // threads:
+            ask_for_tile(x + b * s.x_block * e.size, features, vectors(e, mini, b) * e.lanes * e.size, e.rb * e.size)
+
+
+@jit
+def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
     """An owner's tiles `tile` .. `end`: dw[i][o] = sum over rows of x[i][row] dz[row][o], or what another layer's
     gradient is, and the update of w.
     """
@@ -149,8 +159,9 @@ def _tiles(e, run, mini, me, owner, tile, end):
         g.blocks = mini.blocks
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
         m, first, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
-        top, bottom = 0, s.rows
-        if mini.relay and s.first_tile == 0:
+        top, bottom, claim = 0, s.rows, run.claim
+        if mini.relay and s.first_tile == 0:  # nobody else has read these weights
+            claim = False
             top, bottom = owner.first_row, owner.last_row
             m -= top // e.mr * s.panels
             height = (bottom - top + e.mr - 1) // e.mr
@@ -174,13 +185,17 @@ def _tiles(e, run, mini, me, owner, tile, end):
             if run.far:
                 for array in (run.params, into.state0, into.state1, into.state2):
                     if array:
-                        _ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, stride)
+                        ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, stride)
                 if into.weight != 0:
-                    _ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
+                    ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
-            if run.claim:
+            if claim:
                 claim_tile(run.params + (s.offset + start) * e.size, rows, columns * e.size, stride)
+                if mini.rows >= ASKED_ROWS and p + 1 < width:
+                    _ask_for_weights(e, run, s, m, panel + 1, bottom)
+                elif mini.rows >= ASKED_ROWS:
+                    _ask_for_weights(e, run, s, m + e.mr, first, bottom)
             squares = e.tile_squares + 4 * (s.first_tile + m // e.mr * s.panels + panel) * e.size
             g.squares = squares if wanted else 0
             if mini.rows > 0 and s.kind != LINEAR:
@@ -189,6 +204,8 @@ def _tiles(e, run, mini, me, owner, tile, end):
                     _squares_of(e, me.tile, rows, columns, g.c_m, squares)
             elif mini.rows > 0:
                 x, dz = s.x + m * e.rb * e.size, s.dz + panel * s.panel_stride * e.size
+                if mini.claim and p == 0:
+                    _ask_for_inputs(e, s, mini, x, tall, tid, threads)
                 call(e.gemm, (me.gemm, tall, 2 if wide > e.lanes else 1, 0, x, dz, me.tile))
             else:
                 for j in range((e.mr + 2) * e.rb):
