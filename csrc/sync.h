@@ -22,7 +22,7 @@ typedef struct { /* on cache lines of their own, wherever it lies */
     char between[64];
     int32_t generation;
     char after[64];
-    int32_t cpu[FMB_MAX_THREADS]; /* where each thread was when it last arrived */
+    int32_t cpu[FMB_MAX_THREADS]; /* where each thread was when it last came here, or waited; -1: on its way elsewhere */
     char behind[64];
 } fmb_barrier;
 
@@ -39,7 +39,16 @@ static inline int32_t fmb_cpu(void)
 #endif
 }
 
-/* Whether another of these threads was on this processor when it last arrived. */
+/* The processor, for the others to know. */
+static inline int32_t fmb_here(fmb_barrier *b, int tid)
+{
+    const int32_t cpu = fmb_cpu();
+    if (tid < FMB_MAX_THREADS && b->cpu[tid] != cpu)
+        __atomic_store_n(&b->cpu[tid], cpu, __ATOMIC_RELAXED);
+    return cpu;
+}
+
+/* Whether another of these threads was on this processor when it last told. */
 static inline int fmb_shared(const fmb_barrier *b, int tid, int threads, int32_t cpu)
 {
     int shared = 0;
@@ -50,23 +59,26 @@ static inline int fmb_shared(const fmb_barrier *b, int tid, int threads, int32_t
 
 /* The scheduler may wake a thread on the processor of the one that waits for it, and leave both there though another
  * processor is idle: each then waits out the other's turns. The one that finds this out goes to a processor where none
- * of the others is, if it may: its affinity is narrowed for a moment and put back as it was. */
-static inline void fmb_spread(const fmb_barrier *b, int tid, int threads)
+ * of the others is, if it may: its affinity is narrowed for a moment and put back as it was. It tells before it goes, or
+ * the other, which has the processor from then on, would follow it. */
+static inline void fmb_spread(fmb_barrier *b, int tid, int threads)
 {
 #if defined(__linux__)
     cpu_set_t allowed, free;
-    int shared = 0;
-    if (sched_getaffinity(0, sizeof(allowed), &allowed))
+    if (tid >= FMB_MAX_THREADS || sched_getaffinity(0, sizeof(allowed), &allowed))
         return;
     free = allowed;
     for (int i = 0; i < threads && i < FMB_MAX_THREADS; i++) {
         const int32_t cpu = __atomic_load_n(&b->cpu[i], __ATOMIC_RELAXED);
-        shared |= i != tid && cpu == fmb_cpu();
         if (i != tid && cpu >= 0 && cpu < CPU_SETSIZE)
             CPU_CLR(cpu, &free);
     }
-    if (shared && CPU_COUNT(&free) > 0 && !sched_setaffinity(0, sizeof(free), &free))
-        sched_setaffinity(0, sizeof(allowed), &allowed);
+    if (fmb_shared(b, tid, threads, fmb_here(b, tid)) && CPU_COUNT(&free) > 0) {
+        __atomic_store_n(&b->cpu[tid], -1, __ATOMIC_RELAXED);
+        if (!sched_setaffinity(0, sizeof(free), &free))
+            sched_setaffinity(0, sizeof(allowed), &allowed);
+        fmb_here(b, tid);
+    }
 #else
     (void)b, (void)tid, (void)threads;
 #endif
@@ -79,9 +91,9 @@ static inline int fmb_past(const int32_t *place, int32_t past)
 }
 
 /* Until the counter at `place`, which another thread moves on, is past `past`. */
-static inline void fmb_wait(const fmb_barrier *b, int tid, int threads, const int32_t *place, int32_t past)
+static inline void fmb_wait(fmb_barrier *b, int tid, int threads, const int32_t *place, int32_t past)
 {
-    const int32_t cpu = fmb_cpu();
+    const int32_t cpu = fmb_here(b, tid);
     for (int spins = 0; spins < FMB_SPINS; spins++) {
         if (fmb_past(place, past))
             return;
@@ -108,9 +120,8 @@ static inline void fmb_barrier_wait(fmb_barrier *b, int tid, int threads)
 {
     if (threads == 1)
         return;
-    const int32_t generation = __atomic_load_n(&b->generation, __ATOMIC_RELAXED), cpu = fmb_cpu();
-    if (tid < FMB_MAX_THREADS && b->cpu[tid] != cpu)
-        __atomic_store_n(&b->cpu[tid], cpu, __ATOMIC_RELAXED);
+    const int32_t generation = __atomic_load_n(&b->generation, __ATOMIC_RELAXED);
+    fmb_here(b, tid);
     if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
         __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&b->generation, (int32_t)((uint32_t)generation + 1), __ATOMIC_RELEASE);

@@ -1,10 +1,13 @@
 """How many threads run: asked for, allowed, worth it; and what happens around them: forks, other threads, signals."""
 
+import ctypes
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,3 +196,59 @@ def test_single_steps_try_one_thread_and_all_and_have_the_same_bits():
         np.testing.assert_array_equal(flat, nets[0][0])
         np.testing.assert_array_equal(state, nets[0][1])
         assert losses == nets[0][2]
+
+
+SPREAD = r"""
+#define _GNU_SOURCE
+#include <sched.h>
+static int *told, at_once;
+static int moving(pid_t pid, size_t size, const cpu_set_t *set)
+{
+    at_once = at_once ? at_once : *told;
+    return sched_setaffinity(pid, size, set);
+}
+#define sched_setaffinity moving
+#include "sync.h"
+void spread(int *found)
+{
+    static fmb_barrier barrier;
+    told = &barrier.cpu[0];
+    barrier.cpu[0] = barrier.cpu[1] = sched_getcpu();
+    fmb_spread(&barrier, 0, 2);
+    found[0] = at_once, found[1] = barrier.cpu[0], found[2] = barrier.cpu[1];
+}
+"""
+CSRC = Path(__file__).parent.parent / "csrc"
+two_processors = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a second processor")
+
+
+@two_processors
+@pytest.mark.skipif(shutil.which("gcc") is None or not CSRC.is_dir(), reason="compiles csrc/sync.h with gcc")
+def test_a_thread_that_leaves_a_processor_to_another_tells_before_it_goes(tmp_path):
+    (tmp_path / "spread.c").write_text(SPREAD)
+    library = tmp_path / "spread.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-I{CSRC}", "-o", library, tmp_path / "spread.c"], check=True)
+    allowed, found = os.sched_getaffinity(0), (ctypes.c_int * 3)()
+    for _ in range(100):
+        ctypes.CDLL(str(library)).spread(found)
+        if found[0] != 0:  # else the scheduler had moved it just then
+            break
+    assert found[0] == -1
+    assert found[1] >= 0
+    assert found[1] != found[2]
+    assert os.sched_getaffinity(0) == allowed
+
+
+@two_processors
+def test_so_does_a_thread_of_the_numba_executor():
+    sync = pytest.importorskip("fastmb.executors.numba.sync")
+    allowed = os.sched_getaffinity(0)
+    barrier = np.zeros(1 << 16, np.uint8)
+    cpus = barrier[sync._CPUS :].view(np.int64)
+    for _ in range(100):
+        cpus[:2] = ctypes.CDLL(None).sched_getcpu()
+        sync._spread(barrier.ctypes.data, 0, 2)
+        if cpus[0] != cpus[1]:
+            break
+    assert cpus[0] != cpus[1]
+    assert {int(cpu) for cpu in cpus[:2]} <= allowed == os.sched_getaffinity(0)

@@ -21,7 +21,7 @@ cdef extern from "sync.h" nogil:
         int32_t arrived
         int32_t generation
     void fmb_barrier_wait(fmb_barrier *barrier, int tid, int threads) noexcept
-    void fmb_wait(const fmb_barrier *barrier, int tid, int threads, const int32_t *place, int32_t past) noexcept
+    void fmb_wait(fmb_barrier *barrier, int tid, int threads, const int32_t *place, int32_t past) noexcept
     void fmb_advance(int32_t *counter) noexcept
     int64_t fmb_look(const int64_t *place) noexcept
     void fmb_tell(int64_t *place, int64_t value) noexcept

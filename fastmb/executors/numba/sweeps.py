@@ -24,6 +24,7 @@ def train(engine, run_, tid, threads):
     e, run = at(ENGINE, engine), at(RUN, run_)
     me = item(WORKER, e.workers, tid)
     mini = at(MINI, me.mini)
+    done = run.start
     store_i8(me.handed, 0)
     _mini_batch(e, run, run.start, threads, mini)
     me.next_block, me.last_block = tid * mini.blocks // threads, (tid + 1) * mini.blocks // threads
@@ -41,10 +42,10 @@ def train(engine, run_, tid, threads):
         if run.stored and mini.last and not run.applied and not at_once(run):
             wait(e.barrier, tid, threads)
             apply_gradient(e, run, me, mini.step, mini.weight, tid, threads)
+        done = mini.step + mini.last
         if tid == 0:
-            run.done = mini.step + mini.last
-            look = mini.last and (run.done % run.check == 0 or run.done == run.start + 1)
-            if run.done == run.steps or (look and now() > run.deadline):
+            look = mini.last and (done % run.check == 0 or done == run.start + 1)
+            if done == run.steps or (look and now() > run.deadline):
                 run.stop = 1
         if mini.last and mini.step + 1 == run.steps and not run.stats:
             break  # who leads waits for all
@@ -56,6 +57,8 @@ def train(engine, run_, tid, threads):
             store_f8(run.stats + 8 * (5 * step + 2), mean_squares(e, run, mini))
         if run.stop:
             break
+    if tid == 0:  # once: others read what stands beside it
+        run.done = done
     restore_denormals(old)
 
 

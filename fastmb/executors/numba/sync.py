@@ -40,8 +40,17 @@ _GENERATION, _CPUS, _SETS = LINE, 2 * LINE, 2 * LINE + 8 * MAX_THREADS
 
 
 @jit
+def _here(barrier, tid):
+    """The processor, for the others to know."""
+    cpu = processor()
+    if load_i8(barrier + _CPUS + 8 * tid) != cpu:
+        store_i8(barrier + _CPUS + 8 * tid, cpu)
+    return cpu
+
+
+@jit
 def _shared(barrier, tid, threads, cpu):
-    """Whether another of these threads was on this processor when it last arrived."""
+    """Whether another of these threads was on this processor when it last told."""
     shared = False
     for i in range(threads):
         shared = shared or (i != tid and load_i8(barrier + _CPUS + 8 * i) == cpu)
@@ -50,26 +59,28 @@ def _shared(barrier, tid, threads, cpu):
 
 @jit
 def _spread(barrier, tid, threads):
-    """Leaves a processor that another of these threads is on, if one is free: affinity narrowed for a moment."""
+    """Leaves a processor that another of these threads is on, if one is free: affinity narrowed for a moment. It tells
+    before it goes, or the other would follow it.
+    """
     allowed = barrier + _SETS + 2 * CPU_SET * tid
     free = allowed + CPU_SET
     if get_affinity(allowed) < 0:
         return
     for i in range(0, CPU_SET, 8):
         store_i8(free + i, load_i8(allowed + i))
-    shared = False
-    here = processor()
     for i in range(threads):
         cpu = load_i8(barrier + _CPUS + 8 * i)
-        shared = shared or (i != tid and cpu == here)
         if i != tid and cpu >= 0 and cpu < 8 * CPU_SET:
             word = free + cpu // 64 * 8
             store_i8(word, load_i8(word) & ~(1 << (cpu % 64)))
     some = 0
     for i in range(0, CPU_SET, 8):
         some |= load_i8(free + i)
-    if shared and some != 0 and set_affinity(free) == 0:
-        set_affinity(allowed)
+    if _shared(barrier, tid, threads, _here(barrier, tid)) and some != 0:
+        store_i8(barrier + _CPUS + 8 * tid, -1)
+        if set_affinity(free) == 0:
+            set_affinity(allowed)
+        _here(barrier, tid)
 
 
 @jit
@@ -78,9 +89,7 @@ def wait(barrier, tid, threads):
     if threads == 1:
         return
     generation = atomic_load(barrier + _GENERATION)
-    cpu = processor()
-    if load_i8(barrier + _CPUS + 8 * tid) != cpu:
-        store_i8(barrier + _CPUS + 8 * tid, cpu)
+    _here(barrier, tid)
     if atomic_add(barrier, 1) + 1 == threads:
         atomic_store(barrier, 0)
         atomic_store(barrier + _GENERATION, generation + 1)
@@ -91,7 +100,7 @@ def wait(barrier, tid, threads):
 @jit
 def wait_past(barrier, tid, threads, place, past):
     """Until the counter at `place`, which another thread moves on, is past `past`."""
-    cpu = processor()
+    cpu = _here(barrier, tid)
     for spin in range(SPINS):
         if atomic_load(place) > past:
             return
