@@ -1,6 +1,7 @@
 """How many threads run: asked for, allowed, worth it; and what happens around them: forks, other threads, signals."""
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -184,7 +185,7 @@ def test_an_unknown_instruction_set_is_an_error_with_those_that_there_are(monkey
 
 
 def test_single_steps_try_one_thread_and_all_and_have_the_same_bits():
-    """Past the calls that all threads are tried for, those of one, and the first that tries again."""
+    """In trials of all threads, of one, and past them."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((64, 32)).astype(np.float32), rng.integers(0, 10, 64)
     nets = []
@@ -252,3 +253,30 @@ def test_so_does_a_thread_of_the_numba_executor():
             break
     assert cpus[0] != cpus[1]
     assert {int(cpu) for cpu in cpus[:2]} <= allowed == os.sched_getaffinity(0)
+
+
+def test_what_most_of_the_last_steps_took_decides_how_many_threads_work():
+    tried = pytest.importorskip("fastmb.executors.numba.executor")._Tried()
+
+    def work(seconds, took):
+        """Steps for so long, as an executor makes them; `took` says what the next one takes one thread and all."""
+        used, end = [0, 0], tried.busy + seconds
+        while tried.busy < end:
+            if tried.busy >= tried.next:
+                tried.begin_trial()
+            team = tried.team if tried.busy < tried.end else tried.faster()
+            used[team] += 1
+            tried.note(team, took()[team], 1)
+        return used
+
+    used = work(1.0, lambda: (500e-6, 300e-6))
+    assert used[0] <= 5 * (0.002 / 500e-6 + 1)  # in trials, the first and those of each quarter of a second
+    tried.note(1, 0.005, 1)  # one step is disturbed
+    assert tried.faster()
+    disturbed = itertools.cycle([0.004, 300e-6, 300e-6, 300e-6])
+    work(0.2, lambda: (700e-6, next(disturbed)))  # every fourth is: the mean is 1.2 ms
+    assert not tried.faster()
+    used = work(1.0, lambda: (700e-6, next(disturbed)))
+    assert used[0] > 5 * used[1]
+    work(0.3, lambda: (500e-6, 300e-6))  # alone again: found at the next trial
+    assert tried.faster()

@@ -77,10 +77,9 @@ cdef int64_t PART_ROWS = 256     # rows that go through the network together whe
 cdef int64_t REGION_FLOPS = 400_000     # work for a thread that makes it worth entering a parallel region
 cdef double TRIAL = 0.002       # seconds that one thread, or all, are tried for; which is faster depends on more than
 cdef double PROVEN = 0.25       # the work: on caches shared or not, on other processes. Seconds between two trials
-cdef double WORTH = 0.95        # of one thread's time: what all may take at the most to be preferred
+cdef double REMEMBERED = 0.05   # seconds that readings count for: one that was disturbed doesn't decide
+cdef double WORTH = 0.97        # of one thread's time: what all may take at the most to be preferred
 cdef double TRIAL_FLOPS = 1e9   # a step of so much work is never faster on one thread
-cdef int64_t TRIED = 16         # calls of a single step that all threads are tried for, and then one
-cdef int64_t AGAIN = 1024       # calls until the slower is tried again, for some
 
 
 def available_isas():
@@ -113,6 +112,49 @@ include "native_sweeps.pxi"
 include "native_plan.pxi"
 
 
+cdef struct Tried:          # how long work of some kind takes one thread, and all
+    double seconds[2]       # that it took; what is long ago counts less and less
+    double steps[2]         # made in these
+    double busy             # seconds in all: the clock here
+    double settled, end     # of a trial: threads that slept are awake, and it is over
+    double next             # trial
+    int team, fresh         # that is tried; whether what was found before doesn't count any more
+    int threads             # all of them
+
+
+cdef int _faster(Tried *tried) noexcept:
+    """Whether all threads are preferred."""
+    return tried.seconds[1] * tried.steps[0] <= WORTH * tried.seconds[0] * tried.steps[1]
+
+
+cdef void _begin_trial(Tried *tried) noexcept:
+    """First of all threads, then of one; later of what isn't in use."""
+    cdef int first = tried.steps[0] == 0
+    tried.team = tried.steps[1] == 0 if first else not _faster(tried)
+    tried.fresh = 1
+    tried.settled = tried.busy + TRIAL * tried.team
+    tried.end = tried.settled + TRIAL
+    tried.next = tried.end if first and tried.team else tried.busy + PROVEN
+
+
+cdef double _until(Tried *tried) noexcept:
+    """When the next reading ends."""
+    if tried.busy < tried.settled:
+        return tried.settled
+    return tried.end if tried.busy < tried.end else tried.next
+
+
+cdef void _note(Tried *tried, int team, double seconds, double steps) noexcept:
+    """A reading. In a trial the first since the threads are awake counts alone, and so do those before."""
+    cdef double kept = REMEMBERED / (REMEMBERED + seconds)
+    if tried.busy < tried.end and tried.fresh:
+        kept = 0
+        tried.fresh = tried.busy < tried.settled
+    tried.seconds[team] = kept * tried.seconds[team] + seconds
+    tried.steps[team] = kept * tried.steps[team] + steps
+    tried.busy += seconds
+
+
 cdef class NativeExecutor(NativePlan):
     """Runs a plan in compiled code on all cores; see `fastmb.executors.Executor` for its methods."""
 
@@ -120,11 +162,7 @@ cdef class NativeExecutor(NativePlan):
     cdef readonly int64_t made  # by all calls so far
     cdef readonly int64_t piece_rows    # of the pieces in which the last run took its mini-batches; 0: whole
     cdef list rates             # of dropouts whose p is a schedule
-    cdef double cost[2]         # seconds a step, of one thread and of all
-    cdef double try_at
-    cdef int64_t tried_rows, tried_threads
-    cdef double single[64][2]   # the same of calls of a single step, by what they do
-    cdef int64_t calls[64]
+    cdef Tried tried[128]       # by about how much work it is, whether more is wanted, and whether it is a single step
 
     cdef int _batch(self, Batch *b, object batches) except -1:
         _source(batches.X, &b.X)
@@ -206,7 +244,7 @@ cdef class NativeExecutor(NativePlan):
 
     cdef int64_t _train(self, Run *run, double seconds) except -1:
         """The steps of a run on as many threads as pay."""
-        cdef int threads
+        cdef int threads, kind
         cdef int64_t rows = run.batch_size
         cdef double flops = self._flops() * rows
         if run.batch.offsets != NULL:
@@ -222,10 +260,8 @@ cdef class NativeExecutor(NativePlan):
             # Room for all threads' pieces is room for what one thread takes, too: a larger piece, or the whole.
             self._reserve(threads * _ceil(_piece(&self.e, run, threads), self.e.rb) * self.e.rb or rows, threads)
             if threads > 1 and self.n_threads_asked is None and flops < TRIAL_FLOPS:
-                if run.steps > 1:
-                    self._try_out(run, threads, fmb_now() + seconds)
-                else:
-                    self._try_once(run, threads, <int> log2(flops) + 32 * (run.want != 0))
+                kind = <int> log2(flops) + 32 * (run.want != 0) + 64 * (run.steps == 1)
+                self._try_out(run, threads, &self.tried[kind], fmb_now() + seconds)
             else:
                 run.deadline = fmb_now() + seconds
                 self._start(run, threads)
@@ -241,53 +277,23 @@ cdef class NativeExecutor(NativePlan):
             threads = <int> max(1.0, min(<double> threads, flops * steps / REGION_FLOPS))
         return threads
 
-    cdef int _try_out(self, Run *run, int threads, double deadline) except -1:
+    cdef int _try_out(self, Run *run, int threads, Tried *tried, double deadline) except -1:
         """Runs with all threads or with one, whichever has been faster; the other is tried from time to time."""
         cdef double now = fmb_now(), start
         cdef int64_t done
         cdef int team
-        if self.tried_rows != run.batch_size or self.tried_threads != threads:
-            self.tried_rows, self.tried_threads = run.batch_size, threads
-            self.cost[0] = self.cost[1] = 0
-            self.try_at = 0
+        if tried.threads != threads:
+            memset(tried, 0, sizeof(Tried))
+            tried.threads = threads
         while run.done < run.steps and not run.bad and (run.done == 0 or now < deadline):
-            team = self.cost[1] <= WORTH * self.cost[0]
-            run.deadline = min(deadline, self.try_at)
-            if now >= self.try_at:  # first all, then one; later the one that isn't in use
-                team = 1 - team if self.cost[0] > 0 else self.cost[1] == 0
-                run.deadline = min(deadline, now + TRIAL)
-                if self.cost[1] > 0:
-                    self.try_at = now + PROVEN
-                if team:    # threads that sleep are woken first
-                    self._start(run, threads)
-                    run.deadline = min(deadline, fmb_now() + TRIAL)
-                    if run.bad or run.done == run.steps or fmb_now() >= deadline:
-                        break
-            done, start = run.done, fmb_now()
+            if tried.busy >= tried.next:
+                _begin_trial(tried)
+            team = tried.team if tried.busy < tried.end else _faster(tried)
+            run.deadline = min(deadline, now + _until(tried) - tried.busy)
+            done, start = run.done, now
             self._start(run, threads if team else 1)
             now = fmb_now()
-            if run.done > done:
-                start = (now - start) / (run.done - done)
-                # One disturbed reading must not decide: it counts for little more than the one before.
-                self.cost[team] = min(start, 1.1 * self.cost[team]) if self.cost[team] > 0 else start
-        return 0
-
-    cdef int _try_once(self, Run *run, int threads, int size) except -1:
-        """A single step, with all threads or with one, whichever has been faster for about as much work."""
-        cdef double *cost = self.single[size]
-        cdef int64_t call = self.calls[size]
-        cdef int team = cost[1] <= WORTH * cost[0]
-        cdef double start
-        if call < 2 * TRIED:
-            team = call < TRIED
-        elif call % AGAIN < TRIED // 4:
-            team = 1 - team
-        self.calls[size] += 1
-        run.deadline = INFINITY
-        start = fmb_now()
-        self._start(run, threads if team else 1)
-        start = fmb_now() - start
-        cost[team] = min(start, 1.1 * cost[team]) if cost[team] > 0 else start
+            _note(tried, team, now - start, run.done - done)
         return 0
 
     cdef int _start(self, Run *run, int threads) except -1:

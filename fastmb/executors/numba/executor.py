@@ -29,11 +29,51 @@ if TYPE_CHECKING:
 REGION_FLOPS = 400_000  # work for a thread that makes it worth entering a parallel region
 TRIAL = 0.002  # seconds that one thread, or all, are tried for
 PROVEN = 0.25  # seconds between two trials
-WORTH = 0.95  # of one thread's time: what all may take at the most to be preferred
+REMEMBERED = 0.05  # seconds that readings count for: one that was disturbed doesn't decide
+WORTH = 0.97  # of one thread's time: what all may take at the most to be preferred
 CLAIMED_BYTES = 1 << 22  # of a network, up to which weights are near enough to be claimed
 PART_ROWS = 256  # rows that go through the network together where their own gradients alone are wanted
 _FOREVER = 1e9  # seconds
 TRIAL_FLOPS = 1e9  # a step of so much work is never faster on one thread
+
+
+class _Tried:
+    """How long work of some kind takes one thread, and all; as in native.pyx."""
+
+    def __init__(self) -> None:
+        self.seconds, self.steps = [0.0, 0.0], [0.0, 0.0]  # what is long ago counts less and less
+        self.busy = 0.0  # seconds in all: the clock here
+        self.settled = self.end = 0.0  # of a trial: threads that slept are awake, and it is over
+        self.next = 0.0  # trial
+        self.team, self.fresh = 0, False  # that is tried; whether what was found before doesn't count any more
+
+    def faster(self) -> int:
+        """Whether all threads are preferred."""
+        return int(self.seconds[1] * self.steps[0] <= WORTH * self.seconds[0] * self.steps[1])
+
+    def begin_trial(self) -> None:
+        """First of all threads, then of one; later of what isn't in use."""
+        first = self.steps[0] == 0
+        self.team = int(self.steps[1] == 0) if first else 1 - self.faster()
+        self.fresh = True
+        self.settled = self.busy + TRIAL * self.team
+        self.end = self.settled + TRIAL
+        self.next = self.end if first and self.team else self.busy + PROVEN
+
+    def until(self) -> float:
+        """When the next reading ends."""
+        if self.busy < self.settled:
+            return self.settled
+        return self.end if self.busy < self.end else self.next
+
+    def note(self, team: int, seconds: float, steps: int) -> None:
+        """A reading. In a trial the first since the threads are awake counts alone, and so do those before."""
+        kept = REMEMBERED / (REMEMBERED + seconds)
+        if self.busy < self.end and self.fresh:
+            kept, self.fresh = 0.0, self.busy < self.settled
+        self.seconds[team] = kept * self.seconds[team] + seconds
+        self.steps[team] = kept * self.steps[team] + steps
+        self.busy += seconds
 
 
 class NumbaExecutor(NumbaPlan):
@@ -41,8 +81,7 @@ class NumbaExecutor(NumbaPlan):
 
     def __init__(self, *plan: Any, **options: Any) -> None:
         super().__init__(*plan, **options)
-        self._cost = [0.0, 0.0]  # seconds a step, of one thread and of all
-        self._try_at, self._tried = 0.0, (0, 0)
+        self._tried: dict[tuple[int, ...], _Tried] = {}  # by about how much work it is, and of what kind, and threads
         self._gradient: np.ndarray | None = None
         self.made = 0
 
@@ -267,12 +306,13 @@ class NumbaExecutor(NumbaPlan):
         run["check"] = 1 + int(1e6 / (flops + 1e4))
         threads = self._threads_for(flops, steps)
         self._reserve(rows, threads)
-        if threads > 1 and self.n_threads_asked is None and steps > 1 and flops < TRIAL_FLOPS:
-            do = self._try_out
-        else:
-            do = self._start
+        deadline = time.monotonic() + seconds
         try:
-            do(entry, run, threads, time.monotonic() + seconds)
+            if threads > 1 and self.n_threads_asked is None and flops < TRIAL_FLOPS:
+                kind = int(flops).bit_length(), int(want != 0), int(steps == 1), threads
+                self._try_out(entry, run, threads, self._tried.setdefault(kind, _Tried()), deadline)
+            else:
+                self._start(entry, run, threads, deadline)
         finally:
             self.made += int(run["done"][0])
         _check_entropy(run)
@@ -285,36 +325,17 @@ class NumbaExecutor(NumbaPlan):
             threads = int(max(1.0, min(threads, flops * steps / REGION_FLOPS)))
         return threads
 
-    def _try_out(self, entry: int, run: np.ndarray, threads: int, deadline: float) -> None:
+    def _try_out(self, entry: int, run: np.ndarray, threads: int, tried: _Tried, deadline: float) -> None:
         """Runs with all threads or with one, whichever has been faster; the other is tried from time to time."""
-        cost, now = self._cost, time.monotonic()
-        tried = int(run["batch_size"][0]), threads
-        if self._tried != tried:
-            self._tried, self._try_at = tried, 0.0
-            cost[:] = 0.0, 0.0
-        steps = int(run["steps"][0])
-        done = 0
+        now, steps, done = time.monotonic(), int(run["steps"][0]), 0
         while done < steps and not run["bad"][0] and (done == 0 or now < deadline):
-            everybody = cost[1] <= WORTH * cost[0]
-            until = min(deadline, self._try_at)
-            if now >= self._try_at:  # first all, then one; later the one that isn't in use
-                everybody = not everybody if cost[0] > 0 else cost[1] == 0
-                if cost[1] > 0:
-                    self._try_at = now + PROVEN
-                if everybody:  # threads that sleep are woken first
-                    self._start(entry, run, threads, min(deadline, now + TRIAL))
-                    now = time.monotonic()
-                    if run["bad"][0] or int(run["done"][0]) == steps or now >= deadline:
-                        break
-                until = min(deadline, now + TRIAL)
-            done, start = int(run["done"][0]), time.monotonic()
-            self._start(entry, run, threads if everybody else 1, until)
-            now, before = time.monotonic(), done
-            done = int(run["done"][0])
-            if done > before:
-                took = (now - start) / (done - before)
-                # One disturbed reading must not decide: it counts for little more than the one before.
-                cost[everybody] = min(took, 1.1 * cost[everybody]) if cost[everybody] > 0 else took
+            if tried.busy >= tried.next:
+                tried.begin_trial()
+            team = tried.team if tried.busy < tried.end else tried.faster()
+            start, before = now, done
+            self._start(entry, run, threads if team else 1, min(deadline, now + tried.until() - tried.busy))
+            now, done = time.monotonic(), int(run["done"][0])
+            tried.note(team, now - start, done - before)
 
     def _start(self, entry: int, run: np.ndarray, threads: int, deadline: float) -> None:
         """Steps `done` .. of a run, until a deadline, on so many threads."""
