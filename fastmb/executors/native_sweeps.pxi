@@ -844,7 +844,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     cdef int64_t last_blocks = mini.blocks - (parts - 1) * part_blocks
     cdef int64_t last_rows = mini.rows - (mini.blocks - 1) * mini.block_rows
     cdef int64_t mr = e.k.mr, rb = e.rb, size = e.size, near = run.piece or mini.rows   # the same for all pieces
-    cdef int tiled, claim, piece = run.piece > 0, load = piece and mini.row > 0
+    cdef int tiled, relayed, claim, piece = run.piece > 0, load = piece and mini.row > 0
     cdef int squares = run.stats != NULL and not run.stored
     cdef int tid = <int> (me - e.workers), threads = run.threads
     cdef char *sums = me.tile
@@ -868,9 +868,9 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         g.k = mini.block_rows
         m, panel, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
         top, bottom = 0, s.rows
-        claim = run.claim and work & UPDATE
-        if mini.relay and s == e.stages:    # nobody else has read these weights
-            claim = 0
+        relayed = mini.relay and s == e.stages  # nobody else has read these weights, or made these inputs
+        claim = run.claim and work & UPDATE and not relayed
+        if relayed:
             top, bottom = owner.first_row, owner.last_row
             m -= top // mr * s.panels
             height = (bottom - top + mr - 1) // mr
@@ -925,7 +925,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             elif s.kind == LINEAR:
                 x = s.x + (mini.place * s.x_block + m * rb) * size
                 dz = s.dz + ((panel + p) * s.panel_stride + mini.place * rb * rb) * size
-                if mini.claim and p == 0:
+                if mini.claim and p == 0 and not relayed:
                     _ask_inputs(e, s, mini, x, tall, tid, threads)
                 for part in range(parts - 1):
                     before.kind = FMB_GRADIENT if run.row + mini.row + part == 0 else FMB_ACCUMULATE

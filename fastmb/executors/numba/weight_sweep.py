@@ -159,9 +159,10 @@ def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
         g.blocks = mini.blocks
         g.k, g.k_last = mini.block_rows, mini.rows - (mini.blocks - 1) * mini.block_rows
         m, first, across, height = tile - s.first_tile, 0, s.panels, s.row_tiles
-        top, bottom, claim = 0, s.rows, run.claim
-        if mini.relay and s.first_tile == 0:  # nobody else has read these weights
-            claim = False
+        top, bottom = 0, s.rows
+        relayed = mini.relay and s.first_tile == 0  # nobody else has read these weights, or made these inputs
+        claim = run.claim and not relayed
+        if relayed:
             top, bottom = owner.first_row, owner.last_row
             m -= top // e.mr * s.panels
             height = (bottom - top + e.mr - 1) // e.mr
@@ -204,7 +205,7 @@ def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
                     _squares_of(e, me.tile, rows, columns, g.c_m, squares)
             elif mini.rows > 0:
                 x, dz = s.x + m * e.rb * e.size, s.dz + panel * s.panel_stride * e.size
-                if mini.claim and p == 0:
+                if mini.claim and p == 0 and not relayed:
                     _ask_for_inputs(e, s, mini, x, tall, tid, threads)
                 call(e.gemm, (me.gemm, tall, 2 if wide > e.lanes else 1, 0, x, dz, me.tile))
             else:
