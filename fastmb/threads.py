@@ -31,11 +31,12 @@ _looked: tuple[float, int] = (-math.inf, 1)  # when the machine was last looked 
 
 def resolve(asked: int | None, flops: float, flops_per_thread: float = FLOPS_PER_THREAD) -> int:
     """The threads for steps, or a call, of `flops` operations."""
-    wanted = max(1, int(flops / flops_per_thread)) if asked is None else asked
-    if wanted == 1:
+    wanted = int(flops / flops_per_thread) if asked is None else asked
+    if wanted <= 1:
         return 1
-    allowed, most = limit(), _at_most.get()
-    return min(wanted, allowed if most is None else min(allowed, most))
+    allowed, most = limit(), _at_most.get()  # each call of `step` comes here, and `min` takes longer
+    allowed = allowed if most is None or allowed < most else most
+    return wanted if wanted < allowed else allowed
 
 
 @contextmanager

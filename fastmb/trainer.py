@@ -358,7 +358,7 @@ class Trainer(PerExample, Averaged):
                 self._check_rows(n, self.batch_size if self.accumulate_steps > 1 else n)
             self._check_free("step()")
             t, running, sums, executor = self.t, net.flat_buffers, np.zeros((1, 2)), self._executor
-            before = running.copy()
+            before = running.copy() if net.plan.batch_norms else running
             _, coefficients = self._coefficients(1)
             made = executor.made
             try:
@@ -372,7 +372,7 @@ class Trainer(PerExample, Averaged):
             if not done:
                 raise FloatingPointError(f"the loss of update {t + 1} is {sums[0, 0]}; nothing was changed")
             self._teach(y)
-            return _mean(*sums[0].tolist())
+            return _mean(*sums.tolist()[0])
 
     def _teach(self, y: Any = None) -> None:
         """Tell the network what it predicts, and from what: what it is trained for, from then on."""

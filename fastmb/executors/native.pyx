@@ -298,18 +298,15 @@ cdef class NativeExecutor(NativePlan):
 
     cdef int _start(self, Run *run, int threads) except -1:
         """Steps `run.done` .. of a run, until its deadline, on so many threads."""
-        cdef int64_t tile
         run.stop = -1
         run.threads = threads
         run.start = run.done
         run.piece = self.piece_rows = _piece(&self.e, run, threads)
-        self.e.next_piece = 0
-        for tile in range(self.e.total_tiles if run.piece > 0 else 0):
-            _added(&self.e, tile)[0] = 0
         run.claim = (threads > 1 and run.batch_size >= self.e.k.lanes and self.e.weight_bytes <= CLAIMED_BYTES
                      and run.coefficients != NULL and not run.stored)
         self.e.tiled = (self.e.tiles and not run.stored and run.steps - run.done >= TILED_STEPS
                         and run.batch_size > self.e.rb)
+        _prepare(&self.e, run)
         with nogil:
             if threads == 1:
                 _work(&self.e, run, 0, 1)

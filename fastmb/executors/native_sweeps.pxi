@@ -10,17 +10,16 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     cdef Mini mini, past
     cdef int64_t done = run.start
     memset(&mini, 0, sizeof(Mini))
-    me.handed = 0
-    me.expected.first = me.expected.last = 0    # those of another run may be past the end of this one's rows
-    if e.tiled:
-        _tile_all(e, tid, threads)
     _mini_batch(e, run, run.start, threads, &mini)
-    _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
     if run.piece > 0:
         me.source = run.batch.X     # all features
         me.first_row = 0
         _balance(e, tid, threads)
-    fmb_barrier_wait(&e.barrier, tid, threads)
+    if e.tiled:
+        _tile_all(e, tid, threads)
+    if e.tiled or threads < run.threads:    # else what others need to know is there, see `_prepare`
+        _share(&me.next_block, &me.last_block, mini.blocks, tid, threads)
+        fmb_barrier_wait(&e.barrier, tid, threads)
     while True:
         if run.piece > 0:
             _chain(e, run, &mini, tid, threads)
@@ -55,6 +54,24 @@ cdef void _work(Engine *e, Run *run, int tid, int threads) noexcept nogil:
     if tid == 0:    # once: others read what stands beside it
         run.done = done
     fmb_fp_leave(fp)
+
+
+cdef void _prepare(Engine *e, Run *run) noexcept:
+    """What threads have to know of one another when a region begins."""
+    cdef int tid
+    cdef int64_t tile
+    cdef Mini mini
+    cdef Worker *worker
+    memset(&mini, 0, sizeof(Mini))
+    _mini_batch(e, run, run.start, run.threads, &mini)
+    for tid in range(run.threads):
+        worker = &e.workers[tid]
+        worker.handed = 0
+        worker.expected.first = worker.expected.last = 0    # of another run: may be past the end of this one's rows
+        _share(&worker.next_block, &worker.last_block, mini.blocks, tid, run.threads)
+    e.next_piece = 0
+    for tile in range(e.total_tiles if run.piece > 0 else 0):
+        _added(e, tile)[0] = 0
 
 
 cdef void _tile_all(Engine *e, int tid, int threads) noexcept nogil:
