@@ -93,6 +93,8 @@ static inline int fmb_past(const int32_t *place, int32_t past)
 /* Until the counter at `place`, which another thread moves on, is past `past`. */
 static inline void fmb_wait(fmb_barrier *b, int tid, int threads, const int32_t *place, int32_t past)
 {
+    if (fmb_past(place, past))
+        return;
     const int32_t cpu = fmb_here(b, tid);
     for (int spins = 0; spins < FMB_SPINS; spins++) {
         if (fmb_past(place, past))

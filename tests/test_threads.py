@@ -91,6 +91,24 @@ def test_openmp_environment_and_affinity_are_respected():
     assert in_a_new_process(pinned) == ["1", "1"]
 
 
+FEWER = """
+import numpy as np, fastmb as mb
+from fastmb import threads
+threads.limit = lambda: 3
+rng = np.random.default_rng(0)
+for sizes, rows in ((4, 32, 16, 4), 2000), ((300, 64, 10), 100), ((40, 24, 10), 70):
+    X, y = rng.standard_normal((rows, sizes[0])), rng.integers(0, sizes[-1], rows)
+    trainer = mb.Trainer(mb.mlp(list(sizes)), batch_size=rows // 2, n_threads=3)
+    trainer.fit(X, y, max_epochs=3, verbose=0)
+    trainer.step(X, y)
+    print(trainer.net.digest())
+"""
+
+
+def test_fewer_threads_than_openmp_was_asked_for_do_all_the_work():
+    assert in_a_new_process(FEWER, OMP_THREAD_LIMIT="2") == in_a_new_process(FEWER.replace("threads=3", "threads=1"))
+
+
 def test_threadpoolctl_limits_are_respected_and_not_changed():
     with threadpoolctl.threadpool_limits(1, user_api="openmp"):
         assert threads.limit() == native.max_threads() == 1

@@ -100,6 +100,8 @@ def wait(barrier, tid, threads):
 @jit
 def wait_past(barrier, tid, threads, place, past):
     """Until the counter at `place`, which another thread moves on, is past `past`."""
+    if atomic_load(place) > past:
+        return
     cpu = _here(barrier, tid)
     for spin in range(SPINS):
         if atomic_load(place) > past:
