@@ -58,6 +58,7 @@ cdef int64_t GROUP_BYTES = 1 << 19
 cdef int64_t TILED_BYTES = 1 << 22  # of a network, up to which large weights are kept as tiles too
 cdef int64_t TILED_STEPS = 4     # at least, for that to pay
 cdef int64_t TOGETHER = 3        # tiles of a gradient after which weights go to their tiles: mostly to whole ones
+cdef int64_t MANY_TILES = 16     # of a thread, from which on they are taken in larger numbers
 cdef int64_t CLAIMED_BYTES = 1 << 22    # of a network, up to which weights are near enough to be claimed
 cdef int64_t ASKED_ROWS = 128    # from which on a tile takes so long that asking for the next one's weights pays
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache

@@ -746,9 +746,9 @@ cdef void _share_tiles(Engine *e, Run *run, Mini *mini, int tid, int threads) no
 cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
     cdef int i
-    cdef int64_t chunk = 1 + 64 // max(<int64_t> 1, mini.rows) if threads > 1 else e.total_tiles
+    cdef int64_t least = 1 + 64 // max(<int64_t> 1, mini.rows) if threads > 1 else e.total_tiles
     if e.tiled:
-        chunk = max(chunk, TOGETHER)
+        least = max(least, TOGETHER)
     cdef Worker *me = &e.workers[tid]
     cdef Worker *owner
     _round_coefficients(e, run, me, mini.step)
@@ -758,17 +758,22 @@ cdef void _weight_sweep(Engine *e, Run *run, Mini *mini, int tid, int threads) n
     for i in range(threads):
         owner = &e.workers[(tid + i) % threads]
         if mini.relay:
-            _take_tiles(e, run, mini, me, owner, &owner.next_relayed, owner.last_relayed, chunk)
-        _take_tiles(e, run, mini, me, owner, &owner.next_tile, owner.last_tile, chunk)
+            _take_tiles(e, run, mini, me, owner, &owner.next_relayed, owner.last_relayed, least)
+        _take_tiles(e, run, mini, me, owner, &owner.next_tile, owner.last_tile, least)
 
 
 cdef inline void _take_tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int64_t *next, int64_t last,
-                             int64_t chunk) noexcept nogil:
-    """What is left of an owner's tiles."""
-    cdef int64_t tile = fmb_take(next, chunk)
-    while tile < last:
-        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last), SUM | UPDATE)
-        tile = fmb_take(next, chunk)
+                             int64_t least) noexcept nogil:
+    """What is left of an owner's tiles; of a thread's own, half at a time as long as there are many."""
+    cdef int64_t tile, left, count = least
+    while True:
+        if owner == me:     # to look at another's takes a while
+            left = last - fmb_look(next)
+            count = max(least, left // 2) if left >= MANY_TILES else least
+        tile = fmb_take(next, count)
+        if tile >= last:
+            break
+        _tiles(e, run, mini, me, owner, tile, min(tile + count, last), SUM | UPDATE)
 
 
 cdef void _chain(Engine *e, Run *run, Mini *mini, int tid, int threads) noexcept nogil:

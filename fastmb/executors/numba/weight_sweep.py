@@ -9,6 +9,7 @@ from .machine import (
     address,
     at,
     atomic_add,
+    atomic_load,
     call,
     item,
     jit,
@@ -22,6 +23,7 @@ from .places import ask_for_tile, claim_tile
 from .records import GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
 from .row_sweep import RELAYED_ROWS
 
+MANY_TILES = 16  # of a thread, from which on they are taken in larger numbers
 ASKED_ROWS = 128  # from which on a tile takes so long that asking for the next one's weights pays
 ACROSS_BYTES = 1 << 18  # output gradients up to here stay near: tiles go along rows of weights
 _SOURCE_BYTES = SOURCE.itemsize
@@ -52,7 +54,7 @@ def share_tiles(e, run, mini, me, tid, threads):
 @jit
 def weight_sweep(e, run, mini, me, tid, threads):
     """Tiles of the weight gradients: this thread's own, then what is left of the others'."""
-    chunk = 1 + 64 // max(1, mini.rows) if threads > 1 else e.total_tiles
+    least = 1 + 64 // max(1, mini.rows) if threads > 1 else e.total_tiles
     read_coefficients(e, run, me, mini.step)
     _expect(e, run, mini, me, tid, threads)
     if run.running and tid == threads - 1:
@@ -61,18 +63,23 @@ def weight_sweep(e, run, mini, me, tid, threads):
         owner = item(WORKER, e.workers, (tid + i) % threads)
         if mini.relay:
             _take_tiles(
-                e, run, mini, me, owner, address(owner) + _NEXT_RELAYED, owner.last_relayed, chunk, tid, threads
+                e, run, mini, me, owner, address(owner) + _NEXT_RELAYED, owner.last_relayed, least, tid, threads
             )
-        _take_tiles(e, run, mini, me, owner, address(owner) + _NEXT_TILE, owner.last_tile, chunk, tid, threads)
+        _take_tiles(e, run, mini, me, owner, address(owner) + _NEXT_TILE, owner.last_tile, least, tid, threads)
 
 
 @jit
-def _take_tiles(e, run, mini, me, owner, counter, last, chunk, tid, threads):
-    """What is left of an owner's tiles."""
-    tile = atomic_add(counter, chunk)
-    while tile < last:
-        _tiles(e, run, mini, me, owner, tile, min(tile + chunk, last), tid, threads)
-        tile = atomic_add(counter, chunk)
+def _take_tiles(e, run, mini, me, owner, counter, last, least, tid, threads):
+    """What is left of an owner's tiles; of a thread's own, half at a time as long as there are many."""
+    count = least
+    while True:
+        if address(owner) == address(me):  # to look at another's takes a while
+            left = last - atomic_load(counter)
+            count = max(least, left // 2) if left >= MANY_TILES else least
+        tile = atomic_add(counter, count)
+        if tile >= last:
+            break
+        _tiles(e, run, mini, me, owner, tile, min(tile + count, last), tid, threads)
 
 
 @jit
