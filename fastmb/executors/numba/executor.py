@@ -306,17 +306,17 @@ class NumbaExecutor(NumbaPlan):
         run["check"] = 1 + int(1e6 / (flops + 1e4))
         threads = self._threads_for(flops, steps)
         self._reserve(rows, threads)
-        deadline = time.monotonic() + seconds
+        deadline, done = time.monotonic() + seconds, run["done"].data
         try:
             if threads > 1 and self.n_threads_asked is None and flops < TRIAL_FLOPS:
                 kind = int(flops).bit_length(), int(want != 0), int(steps == 1), threads
                 self._try_out(entry, run, threads, self._tried.setdefault(kind, _Tried()), deadline)
             else:
                 self._start(entry, run, threads, deadline)
-        finally:
-            self.made += int(run["done"][0])
+        finally:  # calls nothing, so that no signal's handler comes in between
+            self.made += done[0]
         _check_entropy(run)
-        return int(run["done"][0])
+        return done[0]
 
     def _threads_for(self, flops: float, steps: int) -> int:
         """The threads for `steps` steps of `flops` operations."""
