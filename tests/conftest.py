@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from fastmb import executors, threads
@@ -10,6 +12,8 @@ EXECUTORS = [name for name in executors.NAMES if executors.available(name)]
 MISSING = [name for name in executors.NAMES if name not in EXECUTORS]
 for _name in EXECUTORS:
     executors.load(_name)  # one that is there but broken is an error
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if a shell started pytest in the background
 
 
 def pytest_report_header() -> list[str]:
