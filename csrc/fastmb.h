@@ -34,6 +34,13 @@ enum fmb_update {
     FMB_ADAMAX, FMB_ADADELTA, FMB_LION
 };
 
+/* What is going to be needed soon, as a product asks for it: with each k a cache line, `step` bytes after the one before. */
+typedef struct fmb_ask {
+    const char *at;
+    int64_t step;
+    const struct fmb_ask *next; /* in the next block of the sum, or NULL: on in all that follow */
+} fmb_ask;
+
 /* A product of tiles: C[m][v] (+)= sum over blocks, over k, of A[m][k] * B[k][v], each element one chain of fused
  * multiply-adds in the order of k. A is read element by element, at a[m * a_m + k * a_k]; B vector by vector, at
  * b[k * b_k + v]; block i of the sum starts at a + i * a_block and b + i * b_block. Strides are in elements. */
@@ -42,8 +49,9 @@ typedef struct {
     int64_t b_k, b_block;
     int64_t c_m;
     int64_t blocks, k, k_last; /* products in a block, and in the last one */
-    const char *ask;           /* what the next tile needs: a cache line is asked for with each k, */
-    int64_t ask_step;          /* so many bytes after the one before */
+    const char *ask;           /* see fmb_ask; in the first block of the sum, */
+    int64_t ask_step;
+    const fmb_ask *asks;       /* in those that follow, or NULL */
     void *squares;             /* if not NULL, receives T[4] that add up to the sum of C's squares; vectors 1 or 2 */
 } fmb_gemm;
 

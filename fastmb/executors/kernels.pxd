@@ -37,9 +37,15 @@ cdef extern from "fastmb.h" nogil:
     enum: FMB_VALUE, FMB_SLOPE, FMB_TIMES_SLOPE
     enum: FMB_I1, FMB_U1, FMB_H
     ctypedef void (*fmb_callback)(void *a, void *b, int64_t n, int64_t mode) noexcept nogil
+    ctypedef struct fmb_ask:
+        const char *at
+        int64_t step
+        const fmb_ask *next
     ctypedef struct fmb_gemm:
-        int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last, ask_step
+        int64_t a_m, a_k, a_block, b_k, b_block, c_m, blocks, k, k_last
         const char *ask
+        int64_t ask_step
+        const fmb_ask *asks
         void *squares
     ctypedef struct fmb_loss_spec:
         int kind

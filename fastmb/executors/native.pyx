@@ -61,6 +61,8 @@ cdef int64_t TOGETHER = 3        # tiles of a gradient after which weights go to
 cdef int64_t MANY_TILES = 16     # of a thread, from which on they are taken in larger numbers
 cdef int64_t CLAIMED_BYTES = 1 << 22    # of a network, up to which weights are near enough to be claimed
 cdef int64_t ASKED_ROWS = 128    # from which on a tile takes so long that asking for the next one's weights pays
+cdef enum:
+    ASKS = 8                     # things at the most that a tile's product asks for one after the other
 cdef int64_t PACKED_BYTES = 1 << 21     # weights of a stage that are packed: walked down, they'd leave every cache
 cdef int PACKED_ROWS = 256       # that go through a stage together where some are packed
 cdef int64_t RELAYED_ROWS = 12   # threads' rows of a relayed stage begin at multiples: whole tiles, and groups of 4

@@ -550,6 +550,7 @@ cdef void _forward(Engine *e, Stage *s, Mini *mini, Worker *me, int64_t first, i
     depth = s.rows if blocks == 1 or tiled else KC
     g.a_m, g.a_k, g.a_block = 1, mr if tiled else stride, 0
     g.b_k, g.b_block, g.c_m, g.blocks, g.squares = rb, 0, rb, 1, NULL
+    g.asks = NULL
     while k < last:
         g.k = g.k_last = min(depth, last - k)
         m = low
@@ -596,7 +597,7 @@ cdef int64_t _forward_few(Engine *e, Stage *s, int rows, char *x, char *out, int
     cdef int r, vectors, width
     g.a_m, g.a_k, g.a_block = 1, e.rb, 0
     g.b_k, g.b_block, g.blocks, g.squares = s.n_out, 0, 1, NULL
-    g.ask, g.ask_step = x, 0
+    g.ask, g.ask_step, g.asks = x, 0, NULL
     g.k = g.k_last = last - k
     while high - o >= e.k.lanes:
         vectors = 8 if 4 * rows <= e.k.mr else 4
@@ -628,6 +629,7 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
     cdef char *c
     g.a_m, g.a_k, g.a_block = stride, 1, 0
     g.b_k, g.b_block, g.c_m, g.blocks, g.squares = rb, 0, rb, 1, NULL
+    g.asks = NULL
     k = 0
     while k < stride:
         g.k = g.k_last = min(depth, stride - k)
@@ -869,12 +871,16 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
     cdef int tiled, relayed, claim, piece = run.piece > 0, load = piece and mini.row > 0
     cdef int squares = run.stats != NULL and not run.stored
     cdef int tid = <int> (me - e.workers), threads = run.threads
+    cdef int ahead      # arrays, of the weights and their states, that are asked for a row of tiles ahead
+    cdef int64_t asked  # the first row of weights of the row of tiles for which that has been done
+    cdef int64_t own    # the tile up to which they are this thread's
     cdef char *sums = me.tile
     cdef char *x
     cdef char *dz
     cdef Into into, before
     cdef Stage *s
     cdef fmb_gemm g
+    cdef fmb_ask asks[ASKS]
     _destination(e, run, mini, me, &into)
     if parts > 1:
         _to_gradient(run, me, &before)
@@ -884,7 +890,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         if tile >= s.first_tile + s.tiles:
             continue
         g.a_m, g.a_k, g.a_block = rb, 1, s.x_block
-        g.ask, g.ask_step = s.x, 0
+        g.ask, g.ask_step, g.asks = s.x, 0, NULL
         g.b_k, g.b_block = rb, rb * rb
         g.c_m = s.columns if s.panels == 1 else rb
         g.k = mini.block_rows
@@ -907,6 +913,10 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
         place = s.first_tile + m // mr * s.panels + panel
         last = min(end, s.first_tile + s.tiles)
         tiled, waiting = e.tiled and s.tiled != NULL, 0
+        ahead, asked = 0, -1
+        own = end if owner != me else me.last_relayed if relayed else me.last_tile
+        if run.far and work == SUM | UPDATE and width == s.panels and not tiled:
+            ahead = _arrays_ahead(e, mini, &into)
         while tile < last:
             rows = <int> min(mr, bottom - m)
             if (mini.rows == 1 and not tiled and p == 0 and 1 < s.panels == width <= last - tile and s.kind == LINEAR
@@ -927,16 +937,19 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
                 columns *= rows
                 rows = 1
             if run.far and work & UPDATE:
-                _ask_for(e, s, &into, at, rows, columns)
+                _ask_for(e, s, &into, at, rows, columns, ahead if asked == m else 0)
+                if ahead > 0:
+                    _ask_ahead(e, s, mini, &into, &g, asks, ahead, m + mr,
+                               min(mr, bottom - m - mr) if tile + 2 * width - p <= own else 0, p)
             if me.expected.first < me.expected.last:
                 fmb_prefetch_rows(&me.source, run.batch.order, &me.expected, me.expected_lines)
             if piece:
                 fmb_wait(&e.barrier, tid, threads, _added(e, place + p), mini.turn - 1)
             if claim:
                 fmb_claim_tile(into.params + (s.offset + at) * size, rows, columns * size, s.columns * size)
-                if near >= ASKED_ROWS and p + 1 < width:
+                if near >= ASKED_ROWS and asked != m and p + 1 < width:
                     _ask_weights(e, s, &into, m, panel + p + 1, bottom)
-                elif near >= ASKED_ROWS:
+                elif near >= ASKED_ROWS and asked != m:
                     _ask_weights(e, s, &into, m + mr, panel, bottom)
             if not work & SUM:
                 pass
@@ -978,6 +991,7 @@ cdef void _tiles(Engine *e, Run *run, Mini *mini, Worker *me, Worker *owner, int
             if p == width:
                 p = 0
                 m += mr
+                asked = m if ahead > 0 and tile + width <= own else -1
                 place += s.panels
                 if m >= bottom:
                     m = top
@@ -997,12 +1011,38 @@ cdef void _squares_of(Engine *e, const char *sums, int64_t rows, int64_t columns
     _put(four, 0, total, e.size)
 
 
-cdef void _ask_for(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns) noexcept nogil:
-    """What the update of a tile is going to read and write."""
+cdef inline int _arrays_ahead(Engine *e, Mini *mini, Into *into) noexcept nogil:
+    """How many arrays' shares the product of a tile has the time to ask for, see `_ask_ahead`."""
+    cdef int64_t blocks = min(mini.rows // mini.block_rows, <int64_t> ASKS - 1)
+    return <int> min(1 + into.states, blocks // _ceil(e.k.mr * e.rb * e.size, 64 * mini.block_rows))
+
+
+cdef void _ask_ahead(Engine *e, Stage *s, Mini *mini, Into *into, fmb_gemm *g, fmb_ask *ask, int arrays, int64_t m,
+                     int64_t rows, int64_t p) noexcept nogil:
+    """What the product of tile `p` of a row of tiles asks for on its way: its share of the weights under the next row,
+    which are `rows` whole rows of the matrix from `m` on, and of their states. An array's share takes a block of the
+    product, or two. Asked for at once, they would be waited for."""
+    cdef int64_t start = (s.offset + m * s.columns) * e.size, share = e.k.mr * e.rb * e.size, at
+    cdef int i = 0, j
+    for j in range(arrays if rows > 0 else 0):
+        at = 0
+        while at < share:
+            ask[i].at = (into.params if j == 0 else into.state[j - 1]) + start + p * share + at
+            ask[i].step, ask[i].next = 64, &ask[i + 1]
+            at += 64 * mini.block_rows
+            i += 1
+    ask[i].at, ask[i].step, ask[i].next = s.x, 0, NULL
+    g.ask, g.ask_step, g.asks = ask[0].at, ask[0].step, ask[0].next
+
+
+cdef void _ask_for(Engine *e, Stage *s, Into *into, int64_t first, int64_t rows, int64_t columns,
+                   int asked) noexcept nogil:
+    """What the update of a tile is going to read and write, but for the first arrays, if they have been asked for."""
     cdef int64_t at = (s.offset + first) * e.size, row
     cdef int j
-    fmb_prefetch_tile(into.params + at, rows, columns * e.size, s.columns * e.size)
-    for j in range(into.states):
+    if asked == 0:
+        fmb_prefetch_tile(into.params + at, rows, columns * e.size, s.columns * e.size)
+    for j in range(max(0, asked - 1), into.states):
         fmb_prefetch_tile(into.state[j] + at, rows, columns * e.size, s.columns * e.size)
     if into.weight != 0:
         fmb_prefetch_tile(into.average + at, rows, columns * e.size, s.columns * e.size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .records import (
+    ASK,
+    ASKS,
     BATCH_NORM,
     CHUNK,
     FACTOR,
@@ -109,7 +111,8 @@ class Arena:
         worker["s"], worker["loss"], worker["labels"] = self._take(block), self._take(block), self._take(rb * 4)
         worker["target"] = self._numbers(self._stages[-1]["n_out"] * rb)
         worker["stats"], worker["factors"] = self._take(4 * block), self._take(2 * block)
-        worker["gemm"], worker["mini"] = self._take(GEMM.itemsize), self._take(MINI.itemsize + 4 * LINE)
+        worker["gemm"], worker["asks"] = self._take(GEMM.itemsize), self._take(ASKS * ASK.itemsize)
+        worker["mini"] = self._take(MINI.itemsize + 4 * LINE)
         worker["coefficients"], worker["few"] = self._numbers(8 * e["groups"]), self._take(64 * 24)
         worker["into"], worker["all_rows"] = self._take(INTO.itemsize), self._take(ROWS.itemsize)
         worker["source"], worker["handed"] = self._take(SOURCE.itemsize), self._take(LINE)

@@ -130,7 +130,7 @@ def forward(e, s, mini, me, first, blocks, x, x_block, out, out_block, start, en
     g.a_m, g.a_k, g.a_block = 1, s.n_out, 0
     ahead = s.ahead if e.group > 1 or end - start == s.rows else 0  # relayed and near: the next are another thread's
     g.ask_step = s.n_out * e.size if ahead > 0 else 0
-    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = e.rb, 0, e.rb, 1, 0
+    g.b_k, g.b_block, g.c_m, g.blocks, g.squares, g.asks = e.rb, 0, e.rb, 1, 0, 0
     for k in range(start, end, depth):
         g.k = g.k_last = min(depth, end - k)
         for m in range(low, high, e.mr):
@@ -168,7 +168,7 @@ def _forward_few(e, s, me, rows, x, out, k, end, o, high):
     """The same for few rows: vectors run over outputs, as many as fill them. Returns the first that is left."""
     g = at(GEMM, me.gemm)
     g.a_m, g.a_k, g.a_block = 1, e.rb, 0
-    g.ask, g.ask_step = x, 0
+    g.ask, g.ask_step, g.asks = x, 0, 0
     g.b_k, g.b_block, g.blocks, g.squares = s.n_out, 0, 1, 0
     g.k = g.k_last = end - k
     while high - o >= e.lanes:

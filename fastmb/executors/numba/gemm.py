@@ -8,7 +8,7 @@ fused multiply-adds in the order of k, whatever the tile's size. `rows` x `vecto
 from __future__ import annotations
 
 from .emit import Emitter, Value
-from .records import GEMM
+from .records import ASK, GEMM
 
 
 def tiles(mr: int) -> list[tuple[int, int]]:
@@ -36,7 +36,7 @@ def _tile(rows: int, vectors: int, e: Emitter, *arguments: Value) -> None:
         e.field(GEMM, g, name) for name in ("a_m", "a_k", "a_block", "b_k", "b_block", "c_m")
     )
     blocks, k, k_last = (e.field(GEMM, g, name) for name in ("blocks", "k", "k_last"))
-    ask, ask_step = e.variable(e.field(GEMM, g, "ask")), e.field(GEMM, g, "ask_step")
+    ask, ask_step, asks = (e.variable(e.field(GEMM, g, name)) for name in ("ask", "ask_step", "asks"))
     acc = [[e.variable(e.zeros(e.lanes)) for _ in range(vectors)] for _ in range(rows)]
     with e.when(load.compare("!=", 0)):
         for m in range(rows):
@@ -51,7 +51,7 @@ def _tile(rows: int, vectors: int, e: Emitter, *arguments: Value) -> None:
         with e.loop(0, e.select((blocks - block).equals(1), k_last, k), unroll=False):
             x = [e.load(pb.get(), v * e.lanes, e.lanes) for v in range(vectors)]
             e.prefetch(ask.get())
-            ask.set(ask.get() + ask_step)
+            ask.set(ask.get() + ask_step.get())
             for m in range(rows):
                 y = e.fill(e.load(pa[m // 3].get(), a_m * (m % 3)), e.lanes)
                 for v in range(vectors):
@@ -59,6 +59,10 @@ def _tile(rows: int, vectors: int, e: Emitter, *arguments: Value) -> None:
             for p in pa:
                 p.set(p.get() + a_k * size)
             pb.set(pb.get() + b_k * size)
+        with e.when(asks.get().compare("!=", 0)):
+            for variable, name in ((ask, "at"), (ask_step, "step"), (asks, "next")):
+                following = e.field(ASK, asks.get(), name)
+                variable.set(following)
     # In ascending order: rows closer together than a tile is wide overwrite what the row before wrote too much.
     for m in range(rows):
         for v in range(vectors):

@@ -61,7 +61,7 @@ WORKER = _record(
     *("grad0", "grad1"),  # gradients of a group's activations; with batch normalisation of all blocks, for all threads
     *("d", "held", "kept"),  # addresses, one a stage: derivatives; output gradients and, in inference, inputs to add
     *("tile", "s", "labels", "target", "loss", "stats"),  # stats: a block's mean, rstd, across, along
-    *("gemm", "mini", "coefficients", "few", "all_rows"),
+    *("gemm", "asks", "mini", "coefficients", "few", "all_rows"),
     *("squares", "d_input", "factors", "bits", "into"),  # of rows: squared norms, and what they are made of
     *("expected_first", "expected_last", "expected_at", "expected_lines"),
     size=5 * LINE,
@@ -78,8 +78,13 @@ LOSS = _record("n", "f8 smoothing", "f8 delta", "weight", "function")
 #: `factor` is the mean.
 INTO = _record("update", "state0", "state1", "state2", "f8 weight", "completes", "before", "f8 factor")
 
-#: A product of tiles, see `gemm`.
-GEMM = _record("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", "k_last", "ask", "ask_step", "squares")
+#: A product of tiles, see `gemm`. What is going to be needed soon is asked for on its way: with each k a cache line,
+#: `ask_step` bytes after the one before; in the next block as the record ASK at `asks` says, if that isn't 0.
+GEMM = _record(
+    *("a_m", "a_k", "a_block", "b_k", "b_block", "c_m", "blocks", "k", "k_last", "ask", "ask_step", "asks", "squares")
+)
+ASK = _record("at", "step", "next")
+ASKS = 8  # things at the most that a tile's product asks for one after the other
 
 #: The rows of a mini-batch in blocks: where the next block of x, of dz and of rows' statistics is, in elements; rows of
 #: a block, and of all blocks together.

@@ -265,7 +265,7 @@ def _backward(e, s, i, mini, me, first, blocks, dz, dx, block, low, high):
     g = at(GEMM, me.gemm)
     depth = s.n_out if blocks == 1 else KC
     g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
-    g.b_k, g.b_block, g.c_m, g.blocks, g.squares = e.rb, 0, e.rb, 1, 0
+    g.b_k, g.b_block, g.c_m, g.blocks, g.squares, g.asks = e.rb, 0, e.rb, 1, 0, 0
     for k in range(0, s.n_out, depth):
         g.k = g.k_last = min(depth, s.n_out - k)
         g.ask_step = e.mr * e.rb * e.size // g.k + 1  # the next tile's sums, as long as this one's product takes

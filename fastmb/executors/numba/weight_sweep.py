@@ -20,13 +20,13 @@ from .machine import (
     store_i8,
 )
 from .places import ask_for_tile, claim_tile
-from .records import GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
+from .records import ASK, ASKS, GEMM, LINE, LINEAR, SOURCE, STAGE, WORKER, offset
 from .row_sweep import RELAYED_ROWS
 
 MANY_TILES = 16  # of a thread, from which on they are taken in larger numbers
 ASKED_ROWS = 128  # from which on a tile takes so long that asking for the next one's weights pays
 ACROSS_BYTES = 1 << 18  # output gradients up to here stay near: tiles go along rows of weights
-_SOURCE_BYTES = SOURCE.itemsize
+_SOURCE_BYTES, _ASK_BYTES = SOURCE.itemsize, ASK.itemsize
 _NEXT_TILE, _NEXT_RELAYED = offset(WORKER, "next_tile"), offset(WORKER, "next_relayed")
 
 
@@ -131,6 +131,35 @@ def _squares_of(e, sums, rows, columns, stride, four):
 
 
 @jit
+def _arrays_ahead(e, mini, into):
+    """How many arrays' shares the product of a tile has the time to ask for, see `_ask_ahead`."""
+    blocks, share = min(mini.rows // mini.block_rows, ASKS - 1), e.mr * e.rb * e.size // LINE
+    states = (into.state0 != 0) + (into.state1 != 0) + (into.state2 != 0)
+    return min(1 + states, blocks // ((share + mini.block_rows - 1) // mini.block_rows))
+
+
+@jit
+def _ask_ahead(e, run, s, mini, me, into, g, arrays, m, rows, p):
+    """What the product of tile `p` of a row of tiles asks for on its way: its share of the weights under the next row,
+    which are `rows` whole rows of the matrix from `m` on, and of their states. An array's share takes a block of the
+    product, or two. Asked for at once, they would be waited for.
+    """
+    share, i = e.mr * e.rb * e.size, 0
+    start = (s.offset + m * s.columns) * e.size + p * share
+    for array in (run.params, into.state0, into.state1, into.state2):
+        if arrays > 0 and rows > 0:
+            for part in range(0, share, LINE * mini.block_rows):
+                entry = item(ASK, me.asks, i)
+                i += 1
+                entry.at, entry.step, entry.next = array + start + part, LINE, me.asks + i * _ASK_BYTES
+        arrays -= 1
+    entry = item(ASK, me.asks, i)
+    entry.at, entry.step, entry.next = s.x, 0, 0
+    entry = item(ASK, me.asks, 0)
+    g.ask, g.ask_step, g.asks = entry.at, entry.step, entry.next
+
+
+@jit
 def _ask_for_weights(e, run, s, m, panel, bottom):
     """The weights under the next tile, which others have read: so that to claim them takes no waiting."""
     where = run.params + (s.offset + m * s.columns + panel * e.rb) * e.size
@@ -160,7 +189,7 @@ def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
         if tile >= s.first_tile + s.tiles:
             continue
         g.a_m, g.a_k, g.a_block = e.rb, 1, s.x_block
-        g.ask, g.ask_step = s.x, 0
+        g.ask, g.ask_step, g.asks = s.x, 0, 0
         g.b_k, g.b_block = e.rb, e.rb * e.rb
         g.c_m = s.columns if s.panels == 1 else e.rb
         g.blocks = mini.blocks
@@ -181,6 +210,14 @@ def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
         width = min(across, s.panels - first)
         p, m = m % width, top + m // width * e.mr
         last = min(end, s.first_tile + s.tiles)
+        own, asked = (
+            end,
+            -1,
+        )  # up to where tiles are this thread's; whose weights have been asked for a row of tiles ahead
+        if address(owner) == address(me):
+            own = me.last_relayed if relayed else me.last_tile
+        ahead = _arrays_ahead(e, mini, into) if run.far and width == s.panels else 0  # asked for a row of tiles ahead
+        asked = -1  # the first row of weights of the row of tiles for which that has been done
         while tile < last:
             panel = first + p
             rows = min(e.mr, bottom - m)
@@ -191,18 +228,21 @@ def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
                 rows = 1
             start, stride = m * s.columns + panel * e.rb, s.columns * e.size
             if run.far:
-                for array in (run.params, into.state0, into.state1, into.state2):
-                    if array:
+                for number, array in enumerate((run.params, into.state0, into.state1, into.state2)):
+                    if array and (asked != m or number >= ahead):
                         ask_for_tile(array + (s.offset + start) * e.size, rows, columns * e.size, stride)
+                if ahead > 0:
+                    below = min(e.mr, bottom - m - e.mr) if tile + 2 * width - p <= own else 0
+                    _ask_ahead(e, run, s, mini, me, into, g, ahead, m + e.mr, below, p)
                 if into.weight != 0:
                     ask_for_tile(run.average + (s.offset + start) * e.size, rows, columns * e.size, stride)
             if me.expected_first < me.expected_last:
                 _ask_for_rows(run, me)
             if claim:
                 claim_tile(run.params + (s.offset + start) * e.size, rows, columns * e.size, stride)
-                if mini.rows >= ASKED_ROWS and p + 1 < width:
+                if mini.rows >= ASKED_ROWS and asked != m and p + 1 < width:
                     _ask_for_weights(e, run, s, m, panel + 1, bottom)
-                elif mini.rows >= ASKED_ROWS:
+                elif mini.rows >= ASKED_ROWS and asked != m:
                     _ask_for_weights(e, run, s, m + e.mr, first, bottom)
             squares = e.tile_squares + 4 * (s.first_tile + m // e.mr * s.panels + panel) * e.size
             g.squares = squares if wanted else 0
@@ -228,6 +268,7 @@ def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
             if p == width:
                 p = 0
                 m += e.mr
+                asked = m if ahead > 0 and tile + width <= own else -1
                 if m >= bottom:
                     m = top
                     first += width
