@@ -162,6 +162,11 @@ typedef struct {
      * and rows up to mr / 2; or 8 and rows up to mr / 4. With `load` the chain goes on from what C holds, else it starts at 0. */
     void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b, void *c);
 
+    /* The data gradient of `rows` <= few_rows rows of a block: dx[i][r] = sum over o < k of w[i * stride + o] dz[o][r], the
+     * chains of `gemm`, i < n, a multiple of `lanes`; dx and dz are blocks [.][rb], of dx the first vectors are written. */
+    int few_rows;
+    void (*few)(const void *w, int64_t stride, int64_t n, int64_t k, int rows, const void *dz, void *dx);
+
     /* k rows x n columns of weights, a row every `stride` elements, for tiles of `mr` columns: in panels, [row][mr] each, one
      * every `panel` elements. The first column is column `first` < mr of the first panel; nothing else is written. */
     void (*pack)(const void *w, int64_t stride, int64_t k, int64_t n, int first, void *out, int64_t panel);

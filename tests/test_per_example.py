@@ -554,3 +554,17 @@ def test_without_random_numbers_of_the_system_no_update_is_made(name, tmp_path):
     command = [sys.executable, "-c", WITHOUT_ENTROPY, name]
     done = subprocess.run(command, env=os.environ | {"LD_PRELOAD": library}, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["True 0 True"] * 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", [name for name in ("native", "numba") if executors.available(name)])
+def test_a_handful_of_rows_has_the_bits_of_these_rows_among_many(name, isa, dtype, monkeypatch):
+    monkeypatch.setenv("FASTMB_ISA", isa)
+    x, y = RNG.normal(size=(40, 9)).astype(dtype), RNG.integers(0, 5, 40)
+    for hidden in ([1], [7, 8], [15, 16, 17], [31, 33], [65, 97]):
+        trainer = mb.Trainer(mb.mlp([9, *hidden, 5], activation="tanh", dtype=dtype), executor=name)
+        among = trainer.input_gradients(x, y)
+        assert np.isfinite(among).all()
+        for rows in (*range(1, 9), 33, 39):
+            assert trainer.input_gradients(x[:rows], y[:rows]).tobytes() == among[:rows].tobytes(), (hidden, rows)

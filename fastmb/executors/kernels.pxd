@@ -68,6 +68,9 @@ cdef extern from "fastmb.h" nogil:
         int64_t x_block, dz_block, stats_block, block_rows, rows
     ctypedef struct fmb_kernels:
         int rb, lanes, mr
+        int few_rows
+        void (*few)(const void *w, int64_t stride, int64_t n, int64_t k, int rows, const void *dz,
+                    void *dx) noexcept nogil
         void (*gemm)(const fmb_gemm *g, int rows, int vectors, int load, const void *a, const void *b,
                      void *c) noexcept nogil
         void (*pack)(const void *w, int64_t stride, int64_t k, int64_t n, int first, void *out,

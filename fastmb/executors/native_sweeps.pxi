@@ -625,8 +625,13 @@ cdef void _backward(Engine *e, Stage *s, Mini *mini, int64_t first, int64_t bloc
     cdef fmb_gemm g
     cdef int64_t k, m, b, mr = e.k.mr, rb = e.rb, size = e.size, stride = s.n_out
     cdef int64_t depth = stride if blocks == 1 else KC
+    cdef int rows = <int> min(mini.block_rows, mini.rows - _first_row(mini, first))
     cdef char *w
     cdef char *c
+    if blocks == 1 and rows <= e.k.few_rows:
+        m = (high - low) // e.k.lanes * e.k.lanes
+        e.k.few(s.w + low * stride * size, stride, m, stride, rows, dz, dx + low * rb * size)
+        low += m
     g.a_m, g.a_k, g.a_block = stride, 1, 0
     g.b_k, g.b_block, g.c_m, g.blocks, g.squares = rb, 0, rb, 1, NULL
     g.asks = NULL

@@ -9,7 +9,7 @@ from .emit import Emitter, Value
 from .records import SOURCE
 
 
-def _transpose(e: Emitter, v: list[Value]) -> list[Value]:
+def transpose(e: Emitter, v: list[Value]) -> list[Value]:
     """v[i][j] <-> v[j][i]: the off-diagonal quarters of blocks of 2 s are exchanged, s halving."""
     n, v = len(v), list(v)
     s = n // 2
@@ -54,7 +54,7 @@ def gather(type_: str, how: str, e: Emitter, *arguments: Value) -> None:
             else:
                 x = e.load(converted, lane * n, n)
             v.append(x if full else e.select(e.integer(lane) < live, x, e.zeros(n)))
-        for k, x in enumerate(_transpose(e, v)):
+        for k, x in enumerate(transpose(e, v)):
             if whole:
                 e.store(x, out, (c + k) * e.rb + r0)
             else:
@@ -96,7 +96,7 @@ def scatter(e: Emitter, *arguments: Value) -> None:
         whole = e.select(live >= lanes, n - n % lanes, e.integer(0))
         with e.loop(0, whole, lanes) as c:
             v = [e.load(block, (c + j) * e.rb + r0, lanes) for j in range(lanes)]
-            for j, x in enumerate(_transpose(e, v)):
+            for j, x in enumerate(transpose(e, v)):
                 e.store(x, to, stride * j + c)
         with e.loop(whole, n) as c, e.loop(0, live) as r:
             e.store(e.load(block, c * e.rb + r0 + r), to, r * stride + c)
@@ -132,7 +132,7 @@ def backward(mode: str, keep: str, e: Emitter, *arguments: Value) -> None:
                 with e.when(features > j):
                     held.set(feature(at))
                 v.append(held.get())
-        for j, x in enumerate(_transpose(e, v)):
+        for j, x in enumerate(transpose(e, v)):
             e.store(x, panels, f // e.rb * stride + f % e.rb + (r + j) * e.rb)
 
     whole = n - n % lanes

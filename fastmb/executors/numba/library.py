@@ -29,7 +29,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from ... import _cached
-from . import activations, columns, dropout, gemm, gradients, layout, losses, norms, updates
+from . import activations, columns, dropout, few, gemm, gradients, layout, losses, norms, updates
 from .applied import apply_stored
 from .emit import Emitter, Value
 from .inference import infer
@@ -52,6 +52,7 @@ KERNELS: dict[str, Callable[..., None]] = {
     "scatter": layout.scatter,
     "backward": layout.backward,
     "gemm": gemm.gemm,
+    "few": few.few,
     "row_squares": gradients.row_squares,
     "squares": gradients.squares,
     "total": gradients.total,
@@ -81,6 +82,7 @@ TAKES = {
     "scatter": 5,
     "backward": 6,
     "gemm": 7,
+    "few": 7,
     "custom": 7,
     "average": 6,
     "row_squares": 4,

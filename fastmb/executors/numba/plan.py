@@ -12,6 +12,7 @@ from ...losses import FromOutside
 from .. import Rules
 from . import library, records
 from .arena import Arena
+from .few import few_rows
 from .records import (
     BARRIER_BYTES,
     BATCH_NORM,
@@ -190,6 +191,8 @@ class NumbaPlan:
             e, self._ready = self._engine, ("", 0)  # until all are there
             if what != "apply":
                 e["gemm"], e["scatter"] = self._kernel("gemm"), self._kernel("scatter")
+                if what == "train":
+                    e["few"], e["few_rows"] = self._kernel("few"), few_rows(self.target.lanes)
                 at = 0
                 for i, chain in enumerate([self.plan.input_ops, *(stage.ops for stage in self.plan.stages)]):
                     factor = want & INPUTS if i == 0 else self._stages[i - 1]["derivative"] == FACTOR

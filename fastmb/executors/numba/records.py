@@ -95,6 +95,7 @@ ROWS = _record("x_block", "dz_block", "stats_block", "block_rows", "rows")
 ENGINE = _record(
     *("size", "lanes", "rb", "mr", "n_stages", "stages", "input_ops", "n_input_ops"),
     *("group", "widest", "total_tiles", "workers", "row_loss", "loss", "barrier", "gemm", "scatter", "trained"),
+    *("few", "few_rows"),
     *("n_cuts", "cuts"),
     *("total_chunks", "tile_squares", "chunk_squares", "row_squares", "chains"),
     *(

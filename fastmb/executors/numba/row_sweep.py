@@ -264,6 +264,11 @@ def _backward(e, s, i, mini, me, first, blocks, dz, dx, block, low, high):
     """dx[i][row] = sum over o of w[i][o] dz[o][row], low <= i < high, for each block."""
     g = at(GEMM, me.gemm)
     depth = s.n_out if blocks == 1 else KC
+    rows = min(mini.block_rows, mini.rows - first * mini.block_rows)
+    if blocks == 1 and rows <= e.few_rows:
+        n = (high - low) // e.lanes * e.lanes
+        call(e.few, (s.w + low * s.n_out * e.size, s.n_out, n, s.n_out, rows, dz, dx + low * e.rb * e.size))
+        low += n
     g.a_m, g.a_k, g.a_block = s.n_out, 1, 0
     g.b_k, g.b_block, g.c_m, g.blocks, g.squares, g.asks = e.rb, 0, e.rb, 1, 0, 0
     for k in range(0, s.n_out, depth):
@@ -274,10 +279,10 @@ def _backward(e, s, i, mini, me, first, blocks, dz, dx, block, low, high):
                 claim_gradients(e, item(STAGE, e.stages, i - 1), first, blocks, m, min(m + e.mr, high))
             for b in range(blocks):
                 g.ask = dx + ((b + 1) * block + m * e.rb if b + 1 < blocks else (m + e.mr) * e.rb) * e.size
-                rows, width = min(e.mr, high - m), vectors(e, mini, first + b)
+                tile, width = min(e.mr, high - m), vectors(e, mini, first + b)
                 w = s.w + (m * s.n_out + k) * e.size
                 from_, to = dz + (b * block + k * e.rb) * e.size, dx + (b * block + m * e.rb) * e.size
-                call(e.gemm, (me.gemm, rows, width, k > 0, w, from_, to))
+                call(e.gemm, (me.gemm, tile, width, k > 0, w, from_, to))
 
 
 @jit
