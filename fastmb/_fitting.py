@@ -81,7 +81,9 @@ class Kept(NamedTuple):
     t: int
     epoch: int
     current: Epoch
-    rows: int  # of the history
+    fresh: bool  # as a new trainer's state is
+    rows: int  # of the history,
+    row: dict[str, float] | None  # and the last of them
     until: float  # when it is worth another one, on the clock of `time.perf_counter`
 
 
@@ -117,7 +119,7 @@ class Fitting:
                     return "stop_at"
                 if trainer.epoch - self.first >= max_epochs:
                     return "max_epochs"
-                if why := self._broken_off():
+                if (why := self._broken_off()) is not None:
                     return why
 
     def _epoch(self, progress: Progress) -> bool:
@@ -134,7 +136,7 @@ class Fitting:
             elif trainer.shuffle:
                 self.batches.order = permutation(epoch.rows, trainer.seed, trainer.epoch)
             self._keep(epoch)
-            while epoch.done < self.steps and not self._slice(epoch, progress):
+            while epoch.done < self.steps and self._slice(epoch, progress) is None:
                 pass
             if not all(map(all_finite, trainer.net._learned)):
                 self._diverged("a weight became NaN or infinite", epoch.done, epoch.lr)
@@ -173,7 +175,7 @@ class Fitting:
                 loss, weight = sums[made - 1].tolist()
                 self._tell(self.each_batch, "on_batch_end", loss / weight if weight else math.nan)
             progress.within(trainer.epoch - self.first + epoch.done / self.steps)
-            if why := self._broken_off():
+            if (why := self._broken_off()) is not None:
                 return why
         return None
 
@@ -186,14 +188,14 @@ class Fitting:
                 if not (reason is None or isinstance(reason, str)):
                     name = f"{type(callback).__name__}.{method}"
                     raise TypeError(f"{name} must return None, or a string to end the fit; got {reason!r}")
-                self.asked = self.asked or reason
+                self.asked = reason if self.asked is None else self.asked
         finally:
             self.interrupt.raises = False
 
     def _broken_off(self) -> str | None:
         if self.interrupt.hit:
             return "interrupted"
-        if self.asked:
+        if self.asked is not None:
             return self.asked
         return "max_seconds" if time.perf_counter() >= self.deadline else None
 
@@ -202,14 +204,15 @@ class Fitting:
         trainer, begin = self.trainer, time.perf_counter()
         if self.kept is not None and self.snapshot.in_file and begin < self.kept.until:
             return
-        self.snapshot.take(self._changing())
+        fresh, rows = trainer._is_fresh(), trainer.history._rows
+        self.snapshot.take(self._changing(fresh))
         end = time.perf_counter()
-        until = end + SPARING * (end - begin)
-        self.kept = Kept(trainer.t, trainer.epoch, epoch.copy(), len(trainer.history._rows), until)
+        until, row = end + SPARING * (end - begin), rows[-1] if rows else None
+        self.kept = Kept(trainer.t, trainer.epoch, epoch.copy(), fresh, len(rows), row, until)
 
-    def _changing(self) -> list[np.ndarray]:
-        """The arrays that an epoch changes and that can't be had otherwise: before the first update, weights alone."""
-        return [*self.trainer.net._learned, *([self.trainer.state] if self.trainer.t else [])]
+    def _changing(self, fresh: bool) -> list[np.ndarray]:
+        """The arrays that an epoch changes and that can't be had otherwise: of a new trainer the weights alone."""
+        return [*self.trainer.net._learned, *([] if fresh else [self.trainer.state])]
 
     def _diverged(self, what: str, step: int, lr: float) -> None:
         """Go back to the snapshot, and say so."""
@@ -217,9 +220,11 @@ class Fitting:
         assert kept is not None
         trainer.t, trainer.epoch, trainer._current = kept.t, kept.epoch, kept.current if kept.current.done else None
         del trainer.history._rows[kept.rows :]
+        if kept.row is not None:
+            trainer.history._rows[-1] = kept.row  # that of the whole epoch may have taken its place
         trainer._standing = None  # it may follow from them
-        self.snapshot.restore(self._changing())
-        if not kept.t:
+        self.snapshot.restore(self._changing(kept.fresh))
+        if kept.fresh:
             trainer.state.fill(0)  # the average's, too
             trainer.optimizer.init_state(trainer.state[: trainer.optimizer.n_states])
         back = f"they had after update {kept.t}" if kept.t else "they began with"

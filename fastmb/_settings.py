@@ -64,9 +64,10 @@ def _change(trainer: Trainer, name: str, value: Any) -> None:
             raise ValueError(f"{shown}it needs another state than {trainer.t} updates have left; {instead}")
         if name == "optimizer" and new.optimizer.lr is not trainer.optimizer.lr:
             trainer._since = trainer.epoch
+        anew = not same or (name == "optimizer" and trainer._is_fresh())
         vars(trainer)[name] = vars(new)[name]
         trainer._ahead = trainer._standing = None
-        if not same or (name == "optimizer" and not trainer.t):
+        if anew:
             trainer._build(None)
         elif name != "optimizer" or not trainer.optimizer.fused or trainer.optimizer.groups != old[name].groups:
             trainer._executor = trainer._executor_for(trainer.loss)

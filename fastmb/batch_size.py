@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ._errors import missing_extra
 from ._per_example import check_rows_apart
 from ._progress import Whole
 from ._trial import check_trainer, present_lr, standing, trial
+from .data import check_X
 from .optim import SGD, Optimizer
 
 if TYPE_CHECKING:
@@ -168,7 +169,9 @@ def advise_batch_size(
     """
     check_trainer(trainer)
     seconds, verbose = number("seconds", seconds, "(0, inf)"), check_verbose(verbose)
-    n = len(X)
+    n = len(check_X(X, trainer.net.plan.n_features, False))
+    if sizes is not None and not isinstance(sizes, Iterable):
+        raise TypeError(f"sizes must be a sequence of integers such as [32, 256]; got {sizes!r}")
     chosen = (
         [size for size in SIZES if size <= n] if sizes is None else [integer("sizes", size, 1, n) for size in sizes]
     )
@@ -265,6 +268,9 @@ def branch_test(
     verbose = check_verbose(verbose)
     if (X_val is None) != (y_val is None):
         raise ValueError("X_val and y_val must be given together")
+    check_X(X, trainer.net.plan.n_features, False)
+    if not isinstance(factors, Iterable):
+        raise TypeError(f"factors must be a sequence of numbers such as (1, 2, 4); got {factors!r}")
     for factor in factors:
         number("factors", factor, "(0, inf)")
     scale, lr = _noise(trainer, X, y)[0], present_lr(trainer)

@@ -224,11 +224,11 @@ class ModelCheckpoint(Callback):
         describe(trainer, {})  # what can't be saved is told now, not after an epoch
 
     def on_epoch_end(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        if self.save_best_only:
-            if not improved(self.monitor, row[self.monitor], self.best):
-                return
-            self.best = row[self.monitor]
+        if self.save_best_only and not improved(self.monitor, row[self.monitor], self.best):
+            return
         trainer.save(self.path)
+        if self.save_best_only:
+            self.best = row[self.monitor]
 
 
 class CSVLogger(Callback):

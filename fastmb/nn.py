@@ -435,7 +435,8 @@ def mlp(
         if activation not in ACTIVATIONS:
             raise unknown_name("activation", activation, ACTIVATIONS)
         activation = ACTIVATIONS[activation]()
-    between = [activation, *([Dropout(dropout)] if dropout else [])]
+    p = _checks.number_or_schedule("dropout", dropout, "[0, 1)")
+    between = [activation, *([Dropout(p)] if p else [])]
     modules: list[Module] = []
     for n_in, n_out in pairwise(sizes):
         modules += [Linear(n_in, n_out, bias), *between]

@@ -83,7 +83,8 @@ class Trainer(PerExample, Averaged):
     clip_value : float, optional
         Cut each number of the mean gradient to ``-clip_value .. clip_value``, after `max_grad_norm`.
     clip_per_example : float, optional
-        Scale every row's own gradient so that its norm is no larger, before the mean is taken (Abadi et al. 2016).
+        Scale every row's own gradient so that its norm is no larger, before the (weighted) mean is taken (Abadi et al.
+        2016).
         This, Poisson sampling and `gradient_stats` exclude `BatchNorm1d`, which mixes the rows.
     noise_multiplier : float, default 0
         Add normal noise to the sum of the clipped gradients, of deviation ``noise_multiplier * clip_per_example`` for
@@ -224,6 +225,12 @@ class Trainer(PerExample, Averaged):
         self._ahead: tuple[Optimizer, int, int, np.ndarray, np.ndarray] | None = None
         self._standing: tuple[int, Any] | None = None
         self._executor = self._executor_for(self.loss)
+
+    def _is_fresh(self) -> bool:
+        """Whether the state is as `_build` makes it: no update has been made, and nobody has assigned another."""
+        own, n, some = self.optimizer.n_states, self.net.plan.size, 1 << 16
+        pieces = ((i, self.state[i, at : at + some]) for i in range(len(self.state)) for at in range(0, n, some))
+        return not self.t and all((x == (self.optimizer.initial_state if i < own else 0)).all() for i, x in pieces)
 
     def _executor_for(self, loss: Loss) -> Executor:
         """An executor of this network, for this optimiser and its state."""

@@ -208,3 +208,21 @@ def test_batch_normalisation_has_no_noise_scale(call):
     with pytest.raises(ValueError, match=r"the gradient noise scale needs every row's own gradient; .* BatchNorm1d"):
         call(trainer, *mb.datasets.load_digits())
     assert net.digest() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda trainer: mb.advise_batch_size(trainer, 5, Y), ValueError, r"X must have shape \(n, 64\); got \(\)"),
+        (
+            lambda trainer: mb.advise_batch_size(trainer, X, Y, sizes=8),
+            TypeError,
+            "sizes must be a sequence of integers",
+        ),
+        (lambda trainer: mb.branch_test(trainer, 5, Y), ValueError, r"X must have shape \(n, 64\); got \(\)"),
+        (lambda trainer: mb.branch_test(trainer, X, Y, factors=2), TypeError, "factors must be a sequence"),
+    ],
+)
+def test_what_is_no_sequence_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(mb.Trainer(mb.mlp([64, 10])))

@@ -582,3 +582,43 @@ def test_a_fit_ends_at_a_figure_of_gradients_and_a_rate_follows_one(executor):
     assert fit(trainer, stop_at={"noise_scale": 1e-6}).stopped == "stop_at"
     assert trainer.epoch == 4
     assert len(set(trainer.history["lr"])) > 1
+
+
+def test_what_could_not_be_saved_is_not_the_best(tmp_path):
+    class Unplug(mb.Callback):
+        def on_epoch_end(self, trainer, row):
+            (tmp_path / "disk").rmdir()
+
+    pytest.importorskip("safetensors")
+    (tmp_path / "disk").mkdir()
+    trainer, best = make(optimizer=mb.SGD(lr=0.0)), mb.ModelCheckpoint(tmp_path / "disk" / "best", "loss", True)
+    with pytest.raises(OSError, match="must be in a folder that exists"):
+        fit(trainer, Unplug(), best, max_epochs=1)
+    assert best.best is None
+    (tmp_path / "disk").mkdir()
+    fit(trainer, best, max_epochs=1)
+    assert (tmp_path / "disk" / "best").exists()
+
+
+def test_any_string_ends_a_fit():
+    class Stop(mb.Callback):
+        def on_batch_end(self, trainer, loss):
+            return "" if trainer.t == 2 else None
+
+    trainer = make()
+    assert fit(trainer, Stop(), max_epochs=3).stopped == ""
+    assert trainer.t == 2
+
+
+def test_after_a_divergence_the_row_of_half_an_epoch_is_back(monkeypatch):
+    class Stop(mb.Callback):
+        def on_batch_end(self, trainer, loss):
+            return "half" if trainer.t == 2 else None
+
+    monkeypatch.setattr(_fitting, "SPARING", 1e9)  # one snapshot, as of a large network
+    monkeypatch.setattr("fastmb._snapshot.IN_MEMORY", 1)
+    trainer = make(optimizer=mb.SGD(lr=lambda t: 0.001 if t < 9 else 1e30), batch_size=10)
+    rows = list(fit(trainer, Stop(), max_epochs=1)["loss"])
+    with pytest.raises(FloatingPointError, match="after update 2"):
+        fit(trainer, max_epochs=5)
+    assert (trainer.t, trainer.epoch, trainer.history["loss"]) == (2, 0, rows)

@@ -336,7 +336,8 @@ shared = mb.Linear(3, 3)
             ValueError,
             "activation must be one of .*; got 'rleu'; did you mean",
         ),
-        (lambda: mb.mlp([4, 3], dropout=1.0), ValueError, "p must be a number in"),
+        (lambda: mb.mlp([4, 3], dropout=1.0), ValueError, r"dropout must be a number in \[0, 1\); got 1.0"),
+        (lambda: mb.mlp([4, 3], dropout=np.ones(2)), TypeError, r"dropout must be a number in \[0, 1\); got array"),
         (lambda: mb.mlp([4, 3]).summary(0), ValueError, "batch_size must be an integer >= 1; got 0"),
     ],
 )

@@ -3,6 +3,7 @@
 What every executor computes is checked against sums written out here, and `native` against the reference, to rounding,
 over instruction sets, thread counts and sizes; the same bits whatever the threads."""
 
+import copy
 import os
 import pickle
 import shutil
@@ -241,6 +242,35 @@ def test_clipping_is_what_it_says(executor, dtype):
     assert 0 < (norms > 4.0).sum() < 97
     for name, w in clipped.net.parameters().items():
         np.testing.assert_allclose(w, expected[name], atol=1e-6 if dtype == "float32" else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_is_clipped_without_its_weight_and_then_weighted(executor, dtype):
+    weights = RNG.uniform(0.1, 30, 97)
+    weights[5] = 0
+    clipped, plain = make(executor, dtype, dropout=0.0, clip_per_example=4.0), make(executor, dtype, dropout=0.0)
+    gradients, norms = plain.per_example_gradients(X, Y), plain.per_example_norms(X, Y)
+    factor = np.minimum(1, 4.0 / norms) * weights
+    expected = {name: g.copy() for name, g in plain.net.parameters().items()}
+    for name, each in gradients.items():
+        expected[name] -= 0.1 * np.tensordot(factor, each, 1) / weights.sum()
+    added = copy.deepcopy(clipped)
+    clipped.step(X, Y, weights)
+    added.accumulate(X[:40], Y[:40], weights[:40])
+    added.accumulate(X[40:], Y[40:], weights[40:])
+    added.apply()
+    for trainer in (clipped, added):
+        for name, w in trainer.net.parameters().items():
+            np.testing.assert_allclose(w, expected[name], atol=1e-6 if dtype == "float32" else 1e-14)
+
+
+def test_norms_in_the_history_are_without_weights(executor):
+    trainer = make(executor, optimizer=mb.SGD(lr=0.0), dropout=0.0, gradient_stats=True)
+    weights = RNG.uniform(0.1, 30, 97)
+    weights[5] = 0
+    history = trainer.fit(X, Y, sample_weight=weights, max_epochs=1, verbose=0)
+    expected = trainer.per_example_norms(X, Y) * (weights > 0)
+    np.testing.assert_allclose(history.example_norms, expected, rtol=1e-6)
 
 
 def test_limits_are_those_of_torch(executor):

@@ -296,3 +296,22 @@ def test_only_training_tells_whether_predictions_have_a_dimension_of_outputs():
     assert one.net.predict(Z).shape == (50, 1)
     one.step(Z, Z[:, 0])
     assert one.net.predict(Z).shape == (50,)
+
+
+@pytest.mark.parametrize("average", [None, mb.EMA(0.9)])
+def test_a_state_from_before_the_first_update_stays(average):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 5)), rng.integers(0, 3, 40)
+    trainer = mb.Trainer(mb.mlp([5, 8, 3]), optimizer=mb.SGD(1e30, momentum=0.9), batch_size=5, average=average)
+    trainer.state = given = np.full_like(trainer.state, 0.5)
+    with pytest.raises(FloatingPointError, match="weights and optimiser state have the values they began with"):
+        trainer.fit(x, y, max_epochs=1, verbose=0)
+    assert np.array_equal(trainer.state, given)
+    trainer.optimizer = mb.SGD(0.1, momentum=0.8)
+    assert np.array_equal(trainer.state, given)
+
+
+def test_a_state_that_nobody_has_touched_is_the_new_optimisers():
+    trainer = mb.Trainer(mb.mlp([64, 8, 10]), optimizer=mb.Adagrad(initial_accumulator_value=0.25))
+    trainer.optimizer = mb.Adagrad(initial_accumulator_value=0.5)
+    assert (trainer.state == 0.5).all()

@@ -1250,10 +1250,11 @@ cdef void _each_row(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first
 
 cdef int _norms(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, int64_t b, int64_t row,
                 int rows) noexcept nogil:
-    """The norms of a block's rows, and the factors that shorten them; whether any is too long."""
+    """The norms of a block's rows, and the factors that shorten them; whether any is too long. A row's own gradient is
+    without its sample weight; what statistics are made of has it."""
     cdef int64_t r, place
     cdef int shorter = 0
-    cdef double scale = _scale(run, mini), norm
+    cdef double scale = _scale(run, mini), norm, weight
     cdef double *squares = e.row_squares + (first + b) * e.rb
     cdef double *norms = e.row_norms + (first + b) * e.rb
     scale = 1.0 / scale if scale > 0 else 0.0
@@ -1264,6 +1265,9 @@ cdef int _norms(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
     for r in range(rows if run.norms_out != NULL or run.norms != NULL or run.want & CLIP else 0):
         norm = norms[r]
         place = mini.begin + row + r
+        if run.batch.sample_weight != NULL:
+            weight = _sample_weight(e, &run.batch, place)
+            norm = norm / weight if weight > 0 else 0.0
         if run.norms_out != NULL:
             _put(run.norms_out, place, norm, e.size)
         if run.norms != NULL:

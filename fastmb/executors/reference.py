@@ -98,9 +98,10 @@ class NumpyExecutor:
             weight = sums[step, 1]
             if rules.clip_per_example < math.inf or stats is not None or norms is not None:
                 size = self._norms(da, tape)
+                own = _without_weight(size, batches, last)
                 if norms is not None:
-                    norms[rows] = size
-                da = da * shorten(size, rules.clip_per_example)[:, None]
+                    norms[last] = own
+                da = da * shorten(own, rules.clip_per_example)[:, None]
             gradient = self._mean(total + self._backward(da, tape), rules.divide or weight, t + step)
             if stats is not None:
                 size = size * len(rows) / weight if weight > 0 else np.zeros(len(rows))
@@ -142,7 +143,8 @@ class NumpyExecutor:
         if inputs is not None:
             inputs[:] = self._to_input(da, tape) * batches.scale
         if self.training is not None:
-            da = da * shorten(self._norms(da, tape), self.training.rules.clip_per_example)[:, None]
+            own = _without_weight(self._norms(da, tape), batches, _rows_of(batches, 0))
+            da = da * shorten(own, self.training.rules.clip_per_example)[:, None]
         gradient = self._backward(da, tape)
         out[:] = gradient if row == 0 else out + gradient
         self._update_buffers(tape)
@@ -328,6 +330,14 @@ def _of(stage: Stage, numbers: Arrays) -> Arrays:
     """A stage's own, without its name."""
     names = [name for name, _ in stage.shapes + stage.buffer_shapes]
     return {name: numbers[key] for name in names if (key := f"{stage.name}.{name}") in numbers}
+
+
+def _without_weight(norms: np.ndarray, batches: Batches, rows: np.ndarray) -> np.ndarray:
+    """Of the rows' own gradients, from those of their weighted losses; 0 where the weight is."""
+    if batches.sample_weight is None:
+        return norms
+    s = batches.sample_weight[rows]
+    return np.divide(norms, s, out=np.zeros(len(s)), where=s > 0)
 
 
 def shorten(norms: np.ndarray, clip: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .applied import limit
+from .blocks import sample_weight
 from .layers import layer_shorten, layer_squares, layer_whole
 from .machine import at, call, get, item, jit, load_i8, put, store_f4, store_f8
 from .places import chains, d_input, gradient, input_side, squares, width
@@ -75,7 +76,9 @@ def each_row(e, run, mini, home, me, first, blocks):
 
 @jit
 def _norms(e, run, mini, home, first, b, row, rows):
-    """The norms of a block's rows, and the factors that shorten them; whether any is too long."""
+    """The norms of a block's rows, and the factors that shorten them; whether any is too long. A row's own gradient is
+    without its sample weight; what statistics are made of has it.
+    """
     scale = loss_scale(run, mini)
     scale = 1.0 / scale if scale > 0 else 0.0
     shorter = False
@@ -84,6 +87,9 @@ def _norms(e, run, mini, home, first, b, row, rows):
         norm = math.sqrt(square)
         place = mini.begin + row + r
         store_f8(e.row_squares + 8 * ((first + b) * e.rb + r), square)
+        if run.sample_weight:
+            weight = sample_weight(run, place)
+            norm = norm / weight if weight > 0 else 0.0
         if run.norms_out:
             put(run.norms_out, place, norm, e.size)
         if run.norms:
