@@ -43,9 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         task = _digits() if args.fashion_mnist is None else _fashion_mnist(args.fashion_mnist)
         trainer = _trainer(task, args)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, MemoryError) as error:
         parser.error(str(error))
-    history = trainer.fit(task.X, task.y, max_epochs=args.epochs or task.epochs, verbose=not args.quiet)
+    try:
+        history = trainer.fit(task.X, task.y, max_epochs=args.epochs or task.epochs, verbose=not args.quiet)
+    except FloatingPointError as error:
+        print(error, file=sys.stderr)
+        return 1
     accuracy = trainer.evaluate(task.X_test, task.y_test)["accuracy"]
     print(_table(_report(task, trainer, accuracy)))
     if history.stopped == "interrupted":
@@ -83,10 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--executor", choices=NAMES, help="default: the first that is there")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     parser.add_argument(
-        "--min-accuracy", type=float, default=0.0, metavar="A", help="exit with status 1 if the test accuracy is lower"
+        "--min-accuracy", type=_share, default=0.0, metavar="A", help="exit with status 1 if the test accuracy is lower"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
+    return number
 
 
 def _positive(text: str) -> int:

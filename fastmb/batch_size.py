@@ -175,9 +175,9 @@ def advise_batch_size(
     chosen = (
         [size for size in SIZES if size <= n] if sizes is None else [integer("sizes", size, 1, n) for size in sizes]
     )
+    chosen = sorted(set(chosen))
     if len(chosen) < 2:
         raise ValueError(f"sizes must hold at least 2 sizes of at most {n} rows; got {chosen}")
-    chosen = sorted(set(chosen))
     scale, low, high = _noise(trainer, X, y)
     measured = _times(trainer, X, y, chosen, seconds)
     t0, c = _line(chosen, measured)
@@ -271,12 +271,11 @@ def branch_test(
     check_X(X, trainer.net.plan.n_features, False)
     if not isinstance(factors, Iterable):
         raise TypeError(f"factors must be a sequence of numbers such as (1, 2, 4); got {factors!r}")
-    for factor in factors:
-        number("factors", factor, "(0, inf)")
+    factors = [number("factors", factor, "(0, inf)") for factor in factors]
     scale, lr = _noise(trainer, X, y)[0], present_lr(trainer)
     found = []
     for factor in factors:
-        size = min(len(X), max(1, round(trainer.rows_of_update * factor)))
+        size = max(1, round(min(len(X), trainer.rows_of_update * factor)))
         lr_factor, betas = _scaled(trainer.optimizer, trainer.rows_of_update, size, scale)
         others = {} if betas is None else {"betas": betas}
         branch = trial(trainer, standing(trainer, lr * lr_factor, **others), **_batches_of(size))
@@ -285,7 +284,7 @@ def branch_test(
             branch.fit(X, y, max_epochs=max_epochs, verbose=0)
         took = time.perf_counter() - begin
         loss = branch.evaluate(*((X, y) if X_val is None else (X_val, y_val)))["loss"]
-        found.append(Branch(float(factor), size, lr_factor, loss, branch.t - before, took))
+        found.append(Branch(factor, size, lr_factor, loss, branch.t - before, took))
     if verbose:
         print("   batch   lr times    updates    seconds       loss")
         for b in found:

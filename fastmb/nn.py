@@ -286,7 +286,7 @@ class Sequential:
         return out[0] if one_row else out
 
     def _squeezed(self, out: np.ndarray) -> np.ndarray:
-        return out[..., 0] if self.squeeze else out
+        return out[..., 0] if self.squeeze and self.plan.n_outputs == 1 else out
 
     def digest(self) -> str:
         """A short name for what training changes, so that two people can compare theirs over the telephone.

@@ -83,9 +83,8 @@ class Trainer(PerExample, Averaged):
     clip_value : float, optional
         Cut each number of the mean gradient to ``-clip_value .. clip_value``, after `max_grad_norm`.
     clip_per_example : float, optional
-        Scale every row's own gradient so that its norm is no larger, before the (weighted) mean is taken (Abadi et al.
-        2016).
-        This, Poisson sampling and `gradient_stats` exclude `BatchNorm1d`, which mixes the rows.
+        Scale every row's own gradient so that its norm is no larger, before the mean over the weights is taken (Abadi
+        et al. 2016). This, Poisson sampling and `gradient_stats` exclude `BatchNorm1d`, which mixes the rows.
     noise_multiplier : float, default 0
         Add normal noise to the sum of the clipped gradients, of deviation ``noise_multiplier * clip_per_example`` for
         each number, before it is divided by the rows: differentially private SGD.
@@ -559,12 +558,11 @@ class Trainer(PerExample, Averaged):
                 )
             under_way = self._current.done if self._current is not None and self._current.rows == len(batches.X) else 0
             self._check_length(self.t + max_epochs * steps - under_way)
-            self._teach(given)
             try:
-                self._under_way = True
+                self._under_way, self.history.stopped = True, None
                 for callback in callbacks:
                     callback.on_fit_begin(self, metrics)
-                self.history.stopped = None
+                self._teach(given)
                 fitting = Fitting(self, batches, steps, begin + limit, callbacks)
                 self.history.stopped = fitting.run(max_epochs, val, goals, verbose)
             except BaseException as error:

@@ -226,3 +226,11 @@ def test_batch_normalisation_has_no_noise_scale(call):
 def test_what_is_no_sequence_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call(mb.Trainer(mb.mlp([64, 10])))
+
+
+def test_factors_may_come_from_a_generator_and_be_huge():
+    trainer = mb.Trainer(mb.mlp([64, 10]), input_scale=1 / 16)
+    found = mb.branch_test(trainer, X, Y, factors=(factor for factor in (1, 1e308)), verbose=0)
+    assert [branch.batch_size for branch in found] == [trainer.batch_size, len(X)]
+    with pytest.raises(ValueError, match="sizes must hold at least 2 sizes"):
+        mb.advise_batch_size(trainer, X, Y, sizes=[8, 8], seconds=0.1, verbose=0)

@@ -622,3 +622,17 @@ def test_after_a_divergence_the_row_of_half_an_epoch_is_back(monkeypatch):
     with pytest.raises(FloatingPointError, match="after update 2"):
         fit(trainer, max_epochs=5)
     assert (trainer.t, trainer.epoch, trainer.history["loss"]) == (2, 0, rows)
+
+
+def test_a_fit_that_a_callback_refuses_leaves_the_task():
+    trainer = make()
+    fit(trainer, max_epochs=1)
+    other = mb.Trainer(trainer.net, "mse", input_scale=0.5, executor="numpy")
+    before = trainer.net.task, trainer.net.input_scale, trainer.net.squeeze
+    with pytest.raises(ValueError, match="monitor must be one of"):
+        other.fit(X, np.eye(3)[Y], callbacks=[mb.EarlyStopping("val_loss")], verbose=0)
+    assert (trainer.net.task, trainer.net.input_scale, trainer.net.squeeze) == before
+    assert trainer.history.stopped == "max_epochs"
+    with pytest.raises(ValueError, match="monitor must be one of"):
+        fit(trainer, mb.EarlyStopping("val_loss"))
+    assert trainer.history.stopped is None

@@ -128,3 +128,11 @@ def test_the_configuration_names_instruction_sets_and_threads(monkeypatch):
     assert config["threads"].startswith("at most ")
     monkeypatch.setenv("FASTMB_ISA", "v2")
     assert "(FASTMB_ISA); no fused multiply-add: results differ" in _config.show_config()["instruction set"]
+
+
+def test_what_goes_wrong_is_a_message(capsys):
+    assert main(["--lr", "1e30", "--epochs", "1", "--quiet"]) == 1
+    assert "loss became" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--min-accuracy", "nan"])
+    assert "must be a number from 0 to 1; got 'nan'" in capsys.readouterr().err

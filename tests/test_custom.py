@@ -546,3 +546,15 @@ def test_importing_fastmb_imports_none_of_this():
     program = "import sys, fastmb; print([m for m in sys.modules if 'numba' in m or 'fastmb.functions' in m])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_exception_that_takes_no_message_is_told_all_the_same():
+    class TwoError(Exception):
+        def __init__(self, a, b):
+            super().__init__(a, b)
+
+    def f(x):
+        raise TwoError(1, 2)
+
+    with pytest.raises(RuntimeError, match="f of f failed on a float"):
+        mb.Activation(f)

@@ -123,3 +123,17 @@ def test_groups_are_compared_shown_and_pickled():
 def test_misuse_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_dampening_is_for_momentum_alone():
+    x, y = np.random.default_rng(0).standard_normal((8, 3)), np.arange(8) % 2
+    plain = mb.SGD(0.1, momentum=0, dampening=0.5)
+    for other in (
+        mb.SGD(0.1, momentum=0.9, dampening=0.5, groups={"*": {"momentum": 0}}),
+        mb.SGD(0.1, momentum=lambda t: 0.0, dampening=0.5),
+    ):
+        trainers = [mb.Trainer(mb.Sequential(mb.Linear(3, 2), seed=0), optimizer=each) for each in (plain, other)]
+        for trainer in trainers:
+            for _ in range(3):
+                trainer.step(x, y)
+        np.testing.assert_allclose(trainers[0].net.flat, trainers[1].net.flat, rtol=1e-6)

@@ -344,3 +344,14 @@ shared = mb.Linear(3, 3)
 def test_misuse_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_several_outputs_stay_after_another_task():
+    net, x = mb.mlp([3, 4, 2]), np.ones((5, 3))
+    mb.Trainer(net).fit(x, np.array([0, 1, 0, 1, 0]), max_epochs=1, verbose=0)
+    for loss in ("mse", "bce_with_logits"):
+        trainer = mb.Trainer(net, loss)
+        trainer.backward(x, np.ones((5, 2)))
+        trainer.apply()
+        assert net.predict(x).shape == (5, 2)
+    assert net.predict_proba(x).shape == (5, 2)

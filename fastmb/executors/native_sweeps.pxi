@@ -1265,11 +1265,11 @@ cdef int _norms(Engine *e, Run *run, Mini *mini, Worker *home, int64_t first, in
     for r in range(rows if run.norms_out != NULL or run.norms != NULL or run.want & CLIP else 0):
         norm = norms[r]
         place = mini.begin + row + r
+        if run.norms_out != NULL:
+            _put(run.norms_out, place, norm, e.size)
         if run.batch.sample_weight != NULL:
             weight = _sample_weight(e, &run.batch, place)
             norm = norm / weight if weight > 0 else 0.0
-        if run.norms_out != NULL:
-            _put(run.norms_out, place, norm, e.size)
         if run.norms != NULL:
             run.norms[run.batch.order[place] if run.batch.order != NULL else place] = <float> norm
         shorter |= norm > run.rules.clip

@@ -114,7 +114,12 @@ class Function:
         except Exception as error:
             source = " (or differentiating it)" if self.df is None and what == "df" else ""
             what = "f" if self.df is None else what
-            raise type(error)(f"{what}{source} of {self.name} failed on a float: {error}") from error
+            message = f"{what}{source} of {self.name} failed on a float: {error}"
+            try:
+                again: Exception = type(error)(message)
+            except Exception:  # it is made of something else than a message
+                again = RuntimeError(message)
+            raise again from error
 
     def _compare(self, x: np.ndarray, y: float | None, values: np.ndarray, slopes: np.ndarray) -> None:
         others = () if y is None else (np.full_like(x, y),)

@@ -60,9 +60,12 @@ def _load(name: str | None) -> Any:
         try:
             module = import_module(f"._{name}", __name__)
         except ModuleNotFoundError as error:
-            if name != "numba" or error.name != "numba":
-                raise
-            raise missing_extra("numba", "numba", "backend 'numba'") from error
+            if name == "numba" and error.name == "numba":
+                raise missing_extra("numba", "numba", "backend 'numba'") from error
+            if error.name == f"{__name__}._native":
+                message = "backend 'native' needs the compiled extension, which this build of fastmb left out"
+                raise ImportError(message) from error
+            raise
     _loaded[name] = module
     return module
 

@@ -54,4 +54,4 @@ class SGD(Optimizer):
         return "nesterov" if self.nesterov else "momentum"
 
     def _entries(self, t: Any, lr: Any, h: Any) -> tuple[Any, ...]:
-        return lr, h.weight_decay, h.momentum, 1.0 - self.dampening * (t > 1)
+        return lr, h.weight_decay, h.momentum, 1.0 - self.dampening * ((t > 1) * (h.momentum != 0))

@@ -87,11 +87,11 @@ def _norms(e, run, mini, home, first, b, row, rows):
         norm = math.sqrt(square)
         place = mini.begin + row + r
         store_f8(e.row_squares + 8 * ((first + b) * e.rb + r), square)
+        if run.norms_out:
+            put(run.norms_out, place, norm, e.size)
         if run.sample_weight:
             weight = sample_weight(run, place)
             norm = norm / weight if weight > 0 else 0.0
-        if run.norms_out:
-            put(run.norms_out, place, norm, e.size)
         if run.norms:
             store_f4(run.norms + 4 * (load_i8(run.order + 8 * place) if run.order else place), norm)
         shorter = shorter or norm > run.clip
