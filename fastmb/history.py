@@ -64,7 +64,7 @@ class History(Mapping[str, list[float]]):
         """The rows whose own gradient was the longest when they were last trained on, the longest first.
 
         Outliers and wrong labels are among them. Needs a fit by a trainer with ``gradient_stats=True``; the norms are
-        in `example_norms`, (n,) float32, NaN for rows that weren't met.
+        in `example_norms`, (n,) float32, without sample weights; NaN for rows that weren't met, 0 for rows of weight 0.
 
         Parameters
         ----------

@@ -589,7 +589,6 @@ def test_what_could_not_be_saved_is_not_the_best(tmp_path):
         def on_epoch_end(self, trainer, row):
             (tmp_path / "disk").rmdir()
 
-    pytest.importorskip("safetensors")
     (tmp_path / "disk").mkdir()
     trainer, best = make(optimizer=mb.SGD(lr=0.0)), mb.ModelCheckpoint(tmp_path / "disk" / "best", "loss", True)
     with pytest.raises(OSError, match="must be in a folder that exists"):

@@ -860,3 +860,13 @@ with mb.use_backend("numba"):
     for options in (["transpose"], ["second"], ["transpose"]):
         environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
         subprocess.run([sys.executable, "-c", code, *options], env=environment, check=True)
+
+
+def test_a_build_that_left_the_extension_out_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastmb.ops._native", None)
+    monkeypatch.delitem(ops._loaded, "native", raising=False)
+    message = "backend 'native' needs the compiled extension, which this build of fastmb left out"
+    with pytest.raises(ImportError, match=message), mb.use_backend("native"):
+        pass
+    with pytest.raises(ImportError, match=message):
+        ops.matmul(np.ones((2, 2)), np.ones((2, 2)), backend="native")

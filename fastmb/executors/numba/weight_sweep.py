@@ -210,13 +210,10 @@ def _tiles(e, run, mini, me, owner, tile, end, tid, threads):
         width = min(across, s.panels - first)
         p, m = m % width, top + m // width * e.mr
         last = min(end, s.first_tile + s.tiles)
-        own, asked = (
-            end,
-            -1,
-        )  # up to where tiles are this thread's; whose weights have been asked for a row of tiles ahead
+        own = end  # the tile up to which they are this thread's
         if address(owner) == address(me):
             own = me.last_relayed if relayed else me.last_tile
-        ahead = _arrays_ahead(e, mini, into) if run.far and width == s.panels else 0  # asked for a row of tiles ahead
+        ahead = _arrays_ahead(e, mini, into) if run.far and width == s.panels else 0  # arrays, a row of tiles ahead
         asked = -1  # the first row of weights of the row of tiles for which that has been done
         while tile < last:
             panel = first + p
